@@ -1,1 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IBNorm and its baselines inside Hugging Face models.
 
+``import ibnorm_hf`` registers the model types ``ibnorm_llama`` and ``ibnorm_gpt2`` with the Auto classes of
+transformers; everything else is loaded when it is first used.
+"""
+
+import sys
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+_TRANSFORMERS_RANGE = ("5.17", "5.24")
+
+_PUBLIC = {
+    "modeling.compression": ("register_compression",),
+    "modeling.configuration_ibnorm": ("IBNormGPT2Config", "IBNormLlamaConfig"),
+    "modeling.functional": ("ib_norm",),
+    "modeling.modeling_ibnorm_gpt2": (
+        "IBNormGPT2ForQuestionAnswering",
+        "IBNormGPT2ForSequenceClassification",
+        "IBNormGPT2ForTokenClassification",
+        "IBNormGPT2LMHeadModel",
+        "IBNormGPT2Model",
+    ),
+    "modeling.modeling_ibnorm_llama": (
+        "IBNormLlamaForCausalLM",
+        "IBNormLlamaForQuestionAnswering",
+        "IBNormLlamaForSequenceClassification",
+        "IBNormLlamaForTokenClassification",
+        "IBNormLlamaModel",
+    ),
+    "modeling.norms": ("DynamicTanh", "IBNorm", "NormalNorm", "RMSNorm", "create_norm", "list_norms"),
+    "modeling.replace": ("assert_norms", "replace_norms", "restore_norms"),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ibnorm_hf' has no attribute '{name}'")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _check_transformers(version: str) -> None:
+    lowest, below = ([int(part) for part in bound.split(".")] for bound in _TRANSFORMERS_RANGE)
+    if not lowest <= [int(part) for part in version.split(".")[:2]] < below:
+        raise ImportError(
+            f"ibnorm_hf {__version__} works with transformers >={_TRANSFORMERS_RANGE[0]},<{_TRANSFORMERS_RANGE[1]}, "
+            f"but {version} is installed; install a version in that range."
+        )
+
+
+_check_transformers(metadata.version("transformers"))
+
+# The console script answers --help without loading torch; its commands import the registration themselves.
+if Path(sys.argv[0] if sys.argv else "").name != "ibnorm-hf":
+    from . import registration as registration

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bounded compressions of IBNorm, one registry entry each: g, its derivative and the default lambda.
+
+IBNorm compresses the deviation d of an activation from its mean to ``lambda * g(d / lambda)``.
+That g is bounded in growth, odd and contracting toward the mean is sourced (arXiv:2510.25262); the exact
+formulas are reconstructed, because the authors released no code. Each entry says how sure it is.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One compression: ``g(u)`` and ``dg(u, s)``, the derivative of g at u given ``s = g(u)``, both elementwise."""
+
+    name: str
+    g: Callable[[Tensor], Tensor]
+    dg: Callable[[Tensor, Tensor], Tensor]
+    default_lambda: float
+
+
+def _log(u: Tensor) -> Tensor:
+    return torch.copysign(torch.log1p(u.abs()), u)
+
+
+def _dlog(u: Tensor, s: Tensor) -> Tensor:
+    return 1 / (1 + u.abs())
+
+
+def _tanh(u: Tensor) -> Tensor:
+    return torch.tanh(u)
+
+
+def _dtanh(u: Tensor, s: Tensor) -> Tensor:
+    return 1 - s * s
+
+
+def _softsign(u: Tensor) -> Tensor:
+    return u / (1 + u.abs())
+
+
+def _dsoftsign(u: Tensor, s: Tensor) -> Tensor:
+    return (1 + u.abs()).pow(-2)
+
+
+def _sqrt(u: Tensor) -> Tensor:
+    # 2 sign(u) (sqrt(1 + |u|) - 1), written without the cancellation near zero.
+    return 2 * u / (1 + torch.sqrt(1 + u.abs()))
+
+
+def _dsqrt(u: Tensor, s: Tensor) -> Tensor:
+    return torch.rsqrt(1 + u.abs())
+
+
+_REGISTRY: dict[str, Compression] = {
+    entry.name: entry
+    for entry in (
+        # name, g, g', default lambda           lambda: sourced (figure captions); formula:
+        Compression("ibnorm-l", _log, _dlog, 4.0),  # reconstructed, high confidence
+        Compression("ibnorm-t", _tanh, _dtanh, 4.0),  # reconstructed, high confidence
+        Compression("ibnorm-s", _softsign, _dsoftsign, 3.0),  # reconstructed, low: only "saturating" is sourced
+        Compression("ibnorm-sqrt", _sqrt, _dsqrt, 3.0),  # the other reading of S
+    )
+}
+
+
+def canonical_name(name: str) -> str:
+    """``IBNorm_L`` and ``ibnorm-l`` are one name: lower case, with hyphens."""
+    return str(name).strip().lower().replace("_", "-")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a misspelt name: it lists what is known and the nearest match."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(canonical_name(name), known, n=1, cutoff=0.5)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return ValueError(f"Unknown {kind} '{name}'; known: {', '.join(known)}.{hint}")
+
+
+def list_compressions() -> list[str]:
+    """Names of all registered compressions, the user's own included."""
+    return sorted(_REGISTRY)
+
+
+def get_compression(name: str) -> Compression:
+    """Look a compression up by its case-insensitive name. Raises ValueError for an unknown one."""
+    try:
+        return _REGISTRY[canonical_name(name)]
+    except KeyError:
+        raise unknown_name("compression", name, _REGISTRY) from None
+
+
+def register_compression(
+    name: str,
+    g: Callable[[Tensor], Tensor],
+    dg: Callable[[Tensor, Tensor], Tensor],
+    *,
+    default_lambda: float = 4.0,
+) -> None:
+    """Add a compression of your own; afterwards ``norm_type=name`` works everywhere.
+
+    Args:
+        name: a new name, case-insensitive.
+        g: elementwise function of a float tensor; odd, monotone and non-expansive (``|g(u)| <= |u|``).
+        dg: ``dg(u, s)``, the derivative of g at u, where ``s = g(u)`` is at hand for free.
+        default_lambda: used where a model names none; positive.
+
+    Raises:
+        ValueError: the name is taken, or a property does not hold on a float64 grid over [-1e4, 1e4].
+    """
+    name = canonical_name(name)
+    if name in _REGISTRY:
+        raise ValueError(f"A compression named '{name}' exists already; choose another name.")
+    _check_compression(name, g, dg)
+    _REGISTRY[name] = Compression(name, g, dg, float(default_lambda))
+
+
+def _check_compression(
+    name: str, g: Callable[[Tensor], Tensor], dg: Callable[[Tensor, Tensor], Tensor], tolerance: float = 1e-5
+) -> None:
+    positive = torch.logspace(-6, 4, 2001, dtype=torch.float64)
+    u = torch.cat([-positive.flip(0), positive.new_zeros(1), positive])
+    s = g(u)
+    step = 1e-6 * (1 + u.abs())
+    slope = (g(u + step) - g(u - step)) / (2 * step)
+    properties = {
+        "finite": torch.isfinite(s).all(),
+        "odd": torch.allclose(g(-u), -s, rtol=tolerance, atol=0),
+        "monotone": (s.diff() >= 0).all(),
+        "non-expansive": (s.abs() <= u.abs() * (1 + tolerance)).all(),
+        "dg the derivative of g": torch.allclose(dg(u, s), slope, rtol=1e-4, atol=tolerance),
+    }
+    failed = [text for text, holds in properties.items() if not holds]
+    if failed:
+        raise ValueError(f"The compression '{name}' cannot be registered; not so: {', '.join(failed)}.")

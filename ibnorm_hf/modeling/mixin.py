@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What turns a vanilla transformers class into one whose norms follow its config."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+
+from .norms import DynamicTanh, TokenNorm
+from .replace import replace_norms
+
+
+class IBNormMixin:
+    """Put before a vanilla model class: builds it as it is, then swaps its norms by the config's norm flags."""
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        replace_norms(
+            self,  # type: ignore[arg-type]
+            config.norm_type,
+            norm_lambda=config.norm_lambda,
+            norm_order=config.norm_order,
+            norm_affine=config.norm_affine,
+            norm_bias=config.norm_bias,
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]
+        if module is self:
+            # transformers initialises a model after all its sub-models, and a vanilla sub-model does not know our
+            # norms: this last visit is the one place that every loading path, nested or not, passes.
+            init_norms(module)
+
+
+def init_norms(model: nn.Module) -> None:
+    """Set norm weights that no checkpoint provided to ones, biases to zeros and DyT's alpha to its start value."""
+    for module in model.modules():
+        if isinstance(module, TokenNorm):
+            if module.weight is not None:
+                init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        if isinstance(module, DynamicTanh):
+            init.constant_(module.alpha, module.initial_alpha)

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one mechanism: swap the norms of a model in place, say what was changed, and undo it."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .norms import DynamicTanh, IBNorm, NormalNorm, RMSNorm, TokenNorm, check_norm_flags, check_norm_type, create_norm
+
+# What a norm computes, by family; a swap between families changes the function, and the report says how.
+_MEANING = {
+    "layernorm": "centres and standardizes each token",
+    "rmsnorm": "scales each token to unit RMS without centring",
+    "ibnorm": "compresses toward the token's mean, then centres and standardizes",
+    "normalnorm": "standardizes each token, then a power transform toward normality",
+    "dyt": "squashes each element on its own, without statistics",
+}
+_OUR_FORWARD = {cls: cls.forward for cls in (IBNorm, RMSNorm, NormalNorm, DynamicTanh, nn.LayerNorm)}
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+
+
+@dataclass(frozen=True)
+class NormReplacement:
+    """One swapped norm: where, what stood there, what stands there, and which parameters went over."""
+
+    path: str
+    old: nn.Module = field(repr=False)
+    new: nn.Module = field(repr=False)
+    carried: tuple[str, ...]
+    dropped: tuple[str, ...]
+    created: tuple[str, ...]
+    change: str
+
+    @property
+    def old_class(self) -> str:
+        return type(self.old).__name__
+
+    @property
+    def new_class(self) -> str:
+        return type(self.new).__name__
+
+
+@dataclass(frozen=True)
+class ReplacementReport:
+    """What ``replace_norms`` did, in module order; ``str()`` of it is a table, and ``restore_norms`` undoes it."""
+
+    norm_type: str
+    replacements: tuple[NormReplacement, ...]
+
+    def __len__(self) -> int:
+        return len(self.replacements)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("path", "old class", "new class", "carried", "dropped", "created")]
+        for r in self.replacements:
+            names = (", ".join(part) or "-" for part in (r.carried, r.dropped, r.created))
+            rows.append((r.path, r.old_class, r.new_class, *names))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        changes = sorted({r.change for r in self.replacements})
+        return "\n".join([*lines, f"{len(self)} norms are now {self.norm_type}", *changes])
+
+
+def replace_norms(
+    model: nn.Module,
+    norm_type: str,
+    *,
+    norm_lambda: float | Sequence[float] | None = None,
+    norm_order: str = "compress-first",
+    norm_affine: bool = True,
+    norm_bias: bool | None = None,
+    exclude: Sequence[str] = (),
+) -> ReplacementReport:
+    """Swap every token norm of ``model``, in place, for ``norm_type``.
+
+    Weights that mean the same (``weight``, ``bias``) are carried over as the very same Parameter objects, so values,
+    dtype, device, ``requires_grad``, ties and an optimizer's references survive; eps, hooks and train or eval mode too.
+    A module used at several paths stays one module. The model is untouched when an error is raised.
+
+    Args:
+        model: any module, usually a transformers model. Norms are recognised by what they compute, not by name:
+            those that behave as LayerNorm or RMSNorm over the last dimension, and this package's own.
+        norm_type: one of ``list_norms()``.
+        norm_lambda: one number, or one a norm in module order; None takes the variant's default.
+        norm_order, norm_affine: as in ``create_norm``.
+        norm_bias: None gives a bias exactly where the old norm had one.
+        exclude: paths, or the last parts of paths (``"q_norm"``), to leave alone.
+
+    Raises:
+        ValueError: an unknown norm_type, a flag outside its domain, no norm found, a module that looks like a norm and
+            computes something else (exclude it to go on), or a list of lambdas of the wrong length.
+    """
+    norm_type = check_norm_type(norm_type)
+    sites = _find_norms(model, exclude)
+    lambdas = _one_each(norm_lambda, len(sites))
+    swaps = {}
+    for (path, old, family), lam in zip(sites, lambdas, strict=True):
+        check_norm_flags(norm_type, lam, norm_order)
+        swaps[id(old)] = _swap(path, old, family, norm_type, lam, norm_order, norm_affine, norm_bias)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in swaps:
+            _set_module(model, path, swaps[id(module)].new)
+    return ReplacementReport(norm_type, tuple(swaps.values()))
+
+
+def restore_norms(model: nn.Module, report: ReplacementReport) -> None:
+    """Undo ``replace_norms``: the original modules return, with whatever values the carried parameters have by now.
+
+    Raises:
+        ValueError: a norm of the report is no longer in the model.
+    """
+    places = {id(module): path for path, module in model.named_modules()}
+    for r in report.replacements:
+        if id(r.new) not in places:
+            raise ValueError(f"'{r.path}' no longer holds the {r.new_class} of this report; nothing was restored.")
+    old_of = {id(r.new): r for r in report.replacements}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in old_of:
+            old = old_of[id(module)].old
+            _move_tensors(old, like=next(module.parameters(), None))
+            old.train(module.training)
+            _set_module(model, path, old)
+
+
+def assert_norms(model: nn.Module, norm_type: str | None = None) -> None:
+    """Raise unless every norm of ``model`` still runs the forward it was built with.
+
+    Patches that rebind a norm's forward (``use_liger_kernel``, a kernel hub) turn IBNorm into RMSNorm in silence;
+    this names the module. ``norm_type``, where given or found in ``model.config``, must match as well.
+
+    Raises:
+        RuntimeError: a patched forward, a norm of another type, or no norm at all.
+    """
+    norm_type = norm_type or getattr(getattr(model, "config", None), "norm_type", None)
+    expected = None if norm_type is None else check_norm_type(norm_type)
+    count = 0
+    for path, module in model.named_modules():
+        if not _looks_like_norm(module):
+            continue
+        count += 1
+        home = next((cls for cls in _OUR_FORWARD if isinstance(module, cls)), None)
+        rebound = "forward" in vars(module) and not hasattr(module, "_hf_hook")
+        if rebound or (home is not None and type(module).forward is not _OUR_FORWARD[home]):
+            raise RuntimeError(
+                f"The forward of '{path}' ({type(module).__name__}) was replaced by other code; "
+                "load the model again without kernel patches such as use_liger_kernel."
+            )
+        if expected is not None and norm_name(module) != expected:
+            raise RuntimeError(f"'{path}' is {norm_name(module) or type(module).__name__}, expected {expected}.")
+    if not count:
+        raise RuntimeError(f"{type(model).__name__} has no norm to check.")
+
+
+def norm_name(module: nn.Module) -> str | None:
+    """The ``norm_type`` that a module of this package (or nn.LayerNorm) implements; None for any other module."""
+    if isinstance(module, IBNorm):
+        return module.norm_type
+    if isinstance(module, NormalNorm):
+        return "normalnorm" if module.noise else "normalnorm-noiseless"
+    names = {RMSNorm: "rmsnorm", DynamicTanh: "dyt", nn.LayerNorm: "layernorm"}
+    return next((name for cls, name in names.items() if isinstance(module, cls)), None)
+
+
+def _looks_like_norm(module: nn.Module) -> bool:
+    by_name = "norm" in type(module).__name__.lower() or isinstance(module, (TokenNorm, nn.LayerNorm, nn.RMSNorm))
+    return by_name and not any(True for _ in module.children())
+
+
+def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, nn.Module, str]]:
+    kinds: dict[Any, str | None] = {}
+    sites = []
+    for path, module in model.named_modules():
+        if not _looks_like_norm(module) or any(path == e or path.endswith(f".{e}") for e in exclude):
+            continue
+        kind = (type(module), tuple(name for name, _ in module.named_parameters()))
+        if kind not in kinds:
+            kinds[kind] = _family(module)
+        family = kinds[kind]
+        if family is None:
+            raise ValueError(
+                f"'{path}' ({type(module).__name__}) looks like a norm but is neither LayerNorm nor RMSNorm over the "
+                f"last dimension; name it in exclude=['{path}'] to leave it as it is."
+            )
+        sites.append((path, module, family))
+    if not sites:
+        raise ValueError(f"{type(model).__name__} has no norm to replace.")
+    return sites
+
+
+def _family(module: nn.Module) -> str | None:
+    """Recognise a norm by what its class computes on a small random input with random weights."""
+    ours = {IBNorm: "ibnorm", NormalNorm: "normalnorm", DynamicTanh: "dyt", RMSNorm: "rmsnorm"}
+    for cls, name in ours.items():
+        if isinstance(module, cls):
+            return name
+    width, eps = _width(module), _eps(module)
+    if width is None or eps is None or {n for n, _ in module.named_parameters()} - {"weight", "bias"}:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("cpu"), torch.no_grad():
+        x = torch.randn(3, width, generator=generator) + 0.5
+        trial = copy.copy(module)  # shares nothing that is written to, and carries no hook into the call
+        random = {name: torch.randn(width, generator=generator) for name, _ in module.named_parameters()}
+        trial._parameters = {name: random.get(name) for name in module._parameters}  # type: ignore[misc]
+        try:
+            y = type(module).forward(trial, x)
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        weight, bias = random.get("weight", 1), random.get("bias", 0)
+        centred = nn.functional.layer_norm(x, (width,), eps=eps) * weight + bias
+        scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight + bias
+    for name, expected in (("layernorm", centred), ("rmsnorm", scaled)):
+        if y.shape == expected.shape and torch.allclose(y, expected, rtol=1e-4, atol=1e-4):
+            return name
+    return None
+
+
+def _width(module: nn.Module) -> int | None:
+    shape = getattr(module, "normalized_shape", None)
+    if shape is None:
+        weight = getattr(module, "weight", None)
+        shape = (getattr(module, "width", None),) if weight is None else weight.shape
+    return shape[0] if len(shape) == 1 else None
+
+
+def _eps(module: nn.Module) -> float | None:
+    for name in ("eps", "variance_epsilon", "epsilon"):
+        if hasattr(module, name):
+            eps = getattr(module, name)
+            return torch.finfo(torch.float32).eps if eps is None else float(eps)
+    return None
+
+
+def _one_each(norm_lambda: float | Sequence[float] | None, count: int) -> list[float | None]:
+    if not isinstance(norm_lambda, Sequence):
+        return [norm_lambda] * count
+    if len(norm_lambda) != count:
+        raise ValueError(f"norm_lambda lists {len(norm_lambda)} values, but the model has {count} norms.")
+    return list(norm_lambda)
+
+
+def _swap(
+    path: str,
+    old: nn.Module,
+    family: str,
+    norm_type: str,
+    norm_lambda: float | None,
+    norm_order: str,
+    norm_affine: bool,
+    norm_bias: bool | None,
+) -> NormReplacement:
+    like = next(old.parameters(), None)
+    width, eps = _width(old), _eps(old)
+    assert width is not None and eps is not None
+    new = create_norm(
+        norm_type,
+        width,
+        eps=eps,
+        norm_lambda=norm_lambda,
+        norm_order=norm_order,
+        norm_affine=norm_affine,
+        norm_bias=getattr(old, "bias", None) is not None if norm_bias is None else norm_bias,
+        device=None if like is None else like.device,
+        dtype=None if like is None else like.dtype,
+    )
+    before, after = dict(old.named_parameters()), dict(new.named_parameters())
+    carried = tuple(name for name in after if name in before and before[name].shape == after[name].shape)
+    for name in carried:
+        setattr(new, name, before[name])
+    _carry_hooks(old, new)
+    new.train(old.training)
+    new_family = "ibnorm" if isinstance(new, IBNorm) else norm_type.removesuffix("-noiseless")
+    change = (
+        f"{family} -> {norm_type}: same function"
+        if family == new_family and not isinstance(new, IBNorm | NormalNorm)
+        else f"{family} -> {norm_type}: before, it {_MEANING[family]}; now it {_MEANING[new_family]}"
+    )
+    created = tuple(name for name in after if name not in carried)
+    return NormReplacement(path, old, new, carried, tuple(n for n in before if n not in carried), created, change)
+
+
+def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    for name in _HOOKS:
+        getattr(new, name).update(getattr(old, name))
+    if hasattr(old, "_hf_hook"):
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(new, old._hf_hook)
+
+
+def _move_tensors(module: nn.Module, like: torch.Tensor | None) -> None:
+    if like is not None:
+        module.to(device=like.device, dtype=like.dtype)
+
+
+def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

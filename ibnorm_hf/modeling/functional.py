@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from .compression import Compression, canonical_name, get_compression, unknown_name
 
@@ -127,6 +126,7 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, bias, ctx.compression, ctx.lam, ctx.eps = inputs
+        ctx.weight_dtype = None if weight is None else weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(x, weight, *output[1:])
@@ -215,13 +215,11 @@ def _standardize_backward(dz: Tensor, z: Tensor, rstd: Tensor) -> Tensor:
     return rstd * (dz - dz.mean(-1, keepdim=True) - z * (dz * z).mean(-1, keepdim=True))
 
 
-def _affine_backward(
-    ctx: FunctionCtx, dy: Tensor, z: Tensor, weight: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+def _affine_backward(ctx: Any, dy: Tensor, z: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     dweight = dbias = None
     width = dy.shape[-1]
     if ctx.needs_input_grad[1]:
-        dweight = (dy * z).reshape(-1, width).sum(0).to(weight.dtype)
+        dweight = (dy * z).reshape(-1, width).sum(0).to(ctx.weight_dtype)
     if ctx.needs_input_grad[2]:
         dbias = dy.reshape(-1, width).sum(0).to(ctx.bias_dtype)
     return dweight, dbias

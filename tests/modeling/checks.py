@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a path of ``ib_norm`` is held against the float64 reference: outputs and gradients, with a random cotangent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ibnorm_hf.modeling.functional import ib_norm_reference
+
+VARIANTS = ("ibnorm-l", "ibnorm-t", "ibnorm-s", "ibnorm-sqrt")
+ORDERS = ("compress-first", "standardize-first")
+WIDTHS = (1, 3, 7, 192, 760, 1023, 2048)
+LAYOUTS = ("contiguous", "sliced", "transposed")
+
+# Rounding of the result to its dtype, and of float32 arithmetic inside, as multiples of the dtype's epsilon.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def make_input(rows: int, width: int, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Tensor:
+    """(rows, width) of skewed values, std about 3, in the given memory layout."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    x = (3 * x + x * x).to(dtype)
+    if layout == "sliced":
+        return torch.stack([x, x + 1], -1).flatten(-2)[:, ::2]
+    return x.t().contiguous().t() if layout == "transposed" else x.contiguous()
+
+
+def gradients(function: Callable[..., Tensor], *inputs: Tensor, cotangent: Tensor) -> list[Tensor]:
+    """[output, gradient of each input] for the given cotangent, on detached copies with the same strides."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = function(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent.to(y.dtype))]
+
+
+def assert_matches_reference(
+    function: Callable[..., Tensor], x: Tensor, tolerance: float | None = None, **options: Any
+) -> None:
+    """Compare ``function(x, weight, bias, **options)`` with the reference in float64; print the first mismatch."""
+    generator = torch.Generator().manual_seed(1)
+    width = x.shape[-1]
+    weight = (1 + 0.5 * torch.randn(width, generator=generator)).to(x.dtype)
+    bias = torch.randn(width, generator=generator).to(x.dtype)
+    cotangent = torch.randn(x.shape, generator=generator).to(x.dtype)
+    actual = gradients(lambda *t: function(*t, **options), x, weight, bias, cotangent=cotangent)
+    expected = gradients(
+        lambda *t: ib_norm_reference(*t, **options), x.double(), weight.double(), bias.double(), cotangent=cotangent
+    )
+    tolerance = TOLERANCE[x.dtype] if tolerance is None else tolerance
+    for name, a, e in zip(("y", "dx", "dweight", "dbias"), actual, expected, strict=True):
+        assert a.dtype == x.dtype and a.shape == e.shape, name
+        scale = e.abs().max().clamp(min=1e-3) if e.numel() else 1
+        error = (a.double() - e).abs() / scale
+        bad = torch.nonzero(~(error <= tolerance))
+        first = tuple(bad[0].tolist()) if len(bad) else ()
+        assert not len(bad), f"{name}{list(first)}: got {a[first]}, expected {e[first]}; {len(bad)} of {e.numel()} differ"

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The default path against the reference, the mathematics, and torch's transforms."""
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ibnorm_hf import IBNorm, ib_norm, register_compression
+from ibnorm_hf.modeling import compression as compression_module
+from ibnorm_hf.modeling import functional
+from ibnorm_hf.modeling.functional import ib_norm_reference
+
+from .checks import LAYOUTS, ORDERS, VARIANTS, WIDTHS, assert_matches_reference, gradients, make_input
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_default_path_matches_reference(variant, order, dtype, width, layout):
+    x = make_input(5, width, dtype, layout)
+    assert_matches_reference(ib_norm, x, norm_type=variant, norm_order=order, norm_lambda=1.5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradcheck_and_gradgradcheck(variant, order):
+    x = make_input(3, 5, torch.float64).requires_grad_()
+    weight, bias = (make_input(1, 5, torch.float64, seed=s)[0].requires_grad_() for s in (1, 2))
+
+    def norm(*tensors):
+        return ib_norm(*tensors, norm_type=variant, norm_order=order, norm_lambda=0.7)
+
+    assert torch.autograd.gradcheck(norm, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(norm, (x, weight, bias))
+
+
+# A wrong backward that the checks above would let pass is a hole in them: each of these edits must be caught.
+MUTANTS = {
+    "mean of the gradient dropped": ("dd - dd.mean(-1, keepdim=True)", "dd"),
+    "mean(dz) dropped": ("dz - dz.mean(-1, keepdim=True) - z", "dz - z"),
+    "mean(dz z) dropped": (" - z * (dz * z).mean(-1, keepdim=True)", ""),
+    "g' dropped": ("dd = ctx.compression.dg(u, s) * dc", "dd = dc"),
+    "wrong lambda in backward": ("u = (x32 - mean_x) / ctx.lam", "u = (x32 - mean_x) / (2 * ctx.lam)"),
+    "weight dropped from dx": ("dy32 if weight is None else dy32 * weight, z, rstd", "dy32, z, rstd"),
+    "rstd dropped": ("return rstd * (dz", "return (dz"),
+    "weight gradient without z": ("(dy * z).reshape", "dy.reshape"),
+    "forward: mean of c kept": ("_affine((c - mean_c) * rstd", "_affine(c * rstd"),
+    "forward: factor lambda lost": ("c = lam * compression.g(", "c = compression.g("),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name, monkeypatch):
+    original, mutation = MUTANTS[name]
+    source = Path(functional.__file__).read_text()
+    assert source.count(original) == 1, "the mutated line moved: mend this table"
+    spec = importlib.util.spec_from_loader("ibnorm_hf.modeling.mutant", loader=None)
+    mutant = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, mutant)
+    exec(compile(source.replace(original, mutation), "mutant", "exec"), mutant.__dict__)
+    x = make_input(5, 24, torch.float32)
+    assert_matches_reference(ib_norm, x, norm_lambda=1.5)
+    with pytest.raises(AssertionError):
+        assert_matches_reference(mutant.ib_norm, x, norm_lambda=1.5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_huge_lambda_is_layer_norm(variant):
+    x = make_input(6, 192, torch.float64)
+    cotangent = make_input(6, 192, torch.float64, seed=3)
+    ours = gradients(lambda t: ib_norm(t, norm_type=variant, norm_lambda=1e6), x, cotangent=cotangent)
+    layer_norm = gradients(lambda t: F.layer_norm(t, (192,), eps=1e-5), x, cotangent=cotangent)
+    for a, e in zip(ours, layer_norm, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shift_invariant_and_odd_but_not_scale_invariant(variant):
+    x = make_input(6, 192, torch.float64)
+    y = ib_norm(x, norm_type=variant)
+    torch.testing.assert_close(ib_norm(x + 17.0, norm_type=variant), y)
+    torch.testing.assert_close(ib_norm(-x, norm_type=variant), -y)
+    assert (ib_norm(10 * x, norm_type=variant) - y).abs().max() > 0.1
+    ablated = ib_norm(x, norm_type=variant, norm_order="standardize-first", eps=1e-12)
+    torch.testing.assert_close(ib_norm(10 * x, norm_type=variant, norm_order="standardize-first", eps=1e-12), ablated)
+
+
+def test_a_linear_compression_is_layer_norm(monkeypatch):
+    monkeypatch.setattr(compression_module, "_REGISTRY", dict(compression_module._REGISTRY))
+    register_compression("linear", lambda u: u * 1.0, lambda u, s: torch.ones_like(u))
+    x = make_input(6, 192, torch.float64)
+    torch.testing.assert_close(ib_norm(x, norm_type="Linear", norm_lambda=2), F.layer_norm(x, (192,), eps=1e-5))
+
+
+@pytest.mark.parametrize("std, cosines", [(1.0, (0.998, 0.999)), (4.0, (0.989, 0.965)), (20.0, (0.961, 0.856))])
+def test_departure_from_layer_norm_grows_with_the_spread(std, cosines):
+    x = std * torch.randn(64, 4096, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for variant, cosine in zip(("ibnorm-l", "ibnorm-t"), cosines, strict=True):
+        y = ib_norm(x, norm_type=variant, norm_lambda=4)
+        assert F.cosine_similarity(y, F.layer_norm(x, (4096,)), dim=-1).mean().item() == pytest.approx(cosine, abs=2e-3)
+
+
+def test_small_inputs_stay_above_eps():
+    x = 0.02 * torch.randn(64, 4096, generator=torch.Generator().manual_seed(0))
+    rms = ib_norm(x, norm_lambda=4).square().mean().sqrt().item()
+    assert rms == pytest.approx(0.988, abs=2e-3)  # as LayerNorm; without the factor lambda it would be 0.844
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hard_inputs(variant, order, dtype):
+    options = {"norm_type": variant, "norm_order": order}
+    offset = (make_input(4, 64, torch.float32) + 1000).to(dtype)
+    assert_matches_reference(ib_norm, offset, tolerance=2e-3 if dtype == torch.float32 else 2e-2, **options)
+    constant = torch.full((4, 64), 3.0, dtype=dtype)
+    assert_matches_reference(ib_norm, constant, **options)
+    assert_matches_reference(ib_norm, torch.zeros(4, 64, dtype=dtype), **options)
+    denormal = make_input(4, 64, torch.float32) * 1e-39
+    assert_matches_reference(ib_norm, denormal.to(dtype), **options)
+    empty = gradients(lambda t: ib_norm(t, **options), torch.zeros(0, 64, dtype=dtype), cotangent=torch.zeros(0, 64))
+    assert [t.shape for t in empty] == [(0, 64), (0, 64)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_huge_values_stay_finite_and_infinity_gives_nan(variant):
+    x = make_input(4, 64, torch.float32) * 1e29
+    for t in gradients(lambda t: ib_norm(t, norm_type=variant), x, cotangent=torch.ones_like(x)):
+        assert torch.isfinite(t).all()
+    x[0, 0] = torch.inf
+    y = ib_norm(x, norm_type=variant)
+    assert y[0].isnan().any() and torch.isfinite(y[1:]).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradient_lives_at_zero_deviation(variant):
+    """Autograd of sign(u) ln(1 + |u|) is 0 at u = 0; a constant (padding) row would never learn."""
+    x = torch.zeros(1, 8, dtype=torch.float64)
+    cotangent = torch.randn(1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = gradients(lambda t: F.layer_norm(t, (8,)), x, cotangent=cotangent)[1]
+    assert expected.abs().min() > 0
+    for path in (ib_norm, ib_norm_reference):
+        actual = gradients(lambda t, path=path: path(t, norm_type=variant), x, cotangent=cotangent)[1]
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_saves_no_more_than_layer_norm_and_three_scalars_a_row(dtype, order, affine):
+    def saved_bytes(function):
+        seen = {}
+
+        def pack(t):
+            seen[t.data_ptr()] = t.numel() * t.element_size()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            function()
+        return sum(seen.values())
+
+    rows, width = 256, 192
+    x = make_input(rows, width, dtype).requires_grad_()
+    weight, bias = torch.ones(2, width, dtype=dtype, requires_grad=True) if affine else (None, None)
+    ours = saved_bytes(lambda: ib_norm(x, weight, bias, norm_order=order))
+    layer_norm = saved_bytes(lambda: F.layer_norm(x, (width,), weight, bias))
+    assert 0 < ours <= layer_norm + 12 * rows
+
+
+def test_saves_nothing_without_a_gradient():
+    def fail(t):
+        raise AssertionError("a tensor was saved")
+
+    with torch.autograd.graph.saved_tensors_hooks(fail, fail), torch.no_grad():
+        ib_norm(torch.randn(4, 8, requires_grad=True))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_never_writes_to_the_callers_tensors_and_repeats_exactly(order):
+    def digest(*tensors):
+        return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
+
+    x, dy = make_input(16, 192, torch.float32), make_input(16, 192, torch.float32, seed=1)
+    weight = make_input(1, 192, torch.float32, seed=2)[0]
+    before = digest(x, dy, weight)
+    first = gradients(lambda a, w: ib_norm(a, w, norm_order=order), x, weight, cotangent=dy)
+    second = gradients(lambda a, w: ib_norm(a, w, norm_order=order), x, weight, cotangent=dy)
+    assert digest(x, dy, weight) == before
+    assert digest(*first) == digest(*second)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compiles_without_graph_break(variant, order):
+    torch.compiler.reset()
+    compiled = torch.compile(ib_norm, fullgraph=True, backend="aot_eager")
+    assert_matches_reference(compiled, make_input(5, 24, torch.float32), norm_type=variant, norm_order=order)
+
+
+def test_inductor_matches_reference():
+    torch.compiler.reset()
+    compiled = torch.compile(ib_norm, fullgraph=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert_matches_reference(compiled, make_input(5, 760, dtype), norm_lambda=1.5)
+
+
+def test_transforms_of_torch():
+    x = make_input(6, 24, torch.float32)
+    norm = IBNorm(24)
+    y = norm(x)
+    torch.testing.assert_close(torch.vmap(norm)(x), y)
+    parameters = {"weight": torch.full((24,), 2.0), "bias": torch.ones(24)}
+    torch.testing.assert_close(torch.func.functional_call(norm, parameters, (x,)), 2 * y + 1)
+
+    def loss(weight, row):
+        return (ib_norm(row, weight) ** 3).sum()
+
+    def reference_loss(weight, row):
+        return (ib_norm_reference(row, weight) ** 3).sum()
+
+    per_row = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(norm.weight.detach(), x)
+    expected = torch.stack([torch.func.grad(reference_loss)(norm.weight.detach(), row) for row in x])
+    torch.testing.assert_close(per_row, expected, rtol=1e-4, atol=1e-4)
+    exported = torch.export.export(norm, (x,)).module()
+    torch.testing.assert_close(exported(x), y)
+    meta = IBNorm(24, device="meta")(x.to("meta"))
+    assert meta.shape == x.shape and meta.is_meta
+
+
+def test_checkpointing_is_bit_equal():
+    x, dy = make_input(6, 24, torch.float32), make_input(6, 24, torch.float32, seed=1)
+    plain = gradients(ib_norm, x, cotangent=dy)
+    again = gradients(lambda t: checkpoint(ib_norm, t, use_reentrant=False), x, cotangent=dy)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_keeps_the_dtype_and_the_value(dtype):
+    x = make_input(6, 24, dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = IBNorm(24)(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, ib_norm(x))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"norm_type": "ibnrm-l"}, r"Unknown compression 'ibnrm-l'; known: ibnorm-l, .*Did you mean 'ibnorm-l'\?"),
+        ({"norm_order": "compres-first"}, r"Did you mean 'compress-first'\?"),
+        ({"norm_lambda": 0}, "norm_lambda must be a finite number above 0, got 0"),
+        ({"norm_lambda": float("nan")}, "norm_lambda must be a finite number above 0, got nan"),
+        ({"norm_lambda": True}, "norm_lambda must be a finite number above 0, got True"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ib_norm(torch.zeros(2, 3), **options)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The surgery: what it reports, keeps, refuses and undoes, on our models and on other architectures."""
+
+import copy
+from types import MethodType
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GemmaConfig, LlamaConfig, Qwen3Config
+
+from ibnorm_hf import IBNorm, assert_norms, replace_norms, restore_norms
+from ibnorm_hf.modeling.replace import norm_name
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 99,
+}
+
+
+@pytest.fixture
+def llama():
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.arange(12).view(2, 6)).logits
+
+
+def test_report_names_every_norm_and_what_changed(llama):
+    weights = {n: p for n, p in llama.named_parameters() if "norm" in n}
+    report = replace_norms(llama, "IBNorm_T", norm_lambda=3)
+    assert [r.path for r in report.replacements] == [n.removesuffix(".weight") for n in weights]
+    first = report.replacements[0]
+    assert (first.old_class, first.new_class, first.carried, first.dropped) == (
+        "LlamaRMSNorm",
+        "IBNorm",
+        ("weight",),
+        (),
+    )
+    assert "without centring" in first.change
+    assert "model.norm" in str(report) and "5 norms are now ibnorm-t" in str(report)
+    for name, parameter in weights.items():
+        assert llama.get_parameter(name) is parameter
+    assert llama.model.norm.eps == 1e-6 and llama.model.norm.norm_lambda == 3
+
+
+def test_restore_is_the_exact_inverse(llama):
+    before, modules = logits(llama), dict(llama.named_modules())
+    report = replace_norms(llama, "layernorm", norm_bias=True)
+    assert not torch.equal(logits(llama), before)
+    restore_norms(llama, report)
+    assert torch.equal(logits(llama), before)
+    assert all(module is modules[name] for name, module in llama.named_modules())
+    with pytest.raises(ValueError, match="no longer holds"):
+        restore_norms(llama, report)
+
+
+def test_swapping_rmsnorm_for_rmsnorm_changes_nothing(llama):
+    before = logits(llama)
+    report = replace_norms(llama, "rmsnorm")
+    assert torch.equal(logits(llama), before)
+    assert {r.change for r in report.replacements} == {"rmsnorm -> rmsnorm: same function"}
+
+
+def test_keeps_dtype_requires_grad_mode_ties_and_hooks(llama):
+    llama.to(torch.bfloat16).train()
+    llama.model.layers[1].input_layernorm = llama.model.layers[0].input_layernorm
+    llama.model.norm.weight.requires_grad_(False)
+    calls = []
+    llama.model.norm.register_forward_hook(lambda *_: calls.append("hook"))
+    replace_norms(llama, "ibnorm-l")
+    norm = llama.model.norm
+    assert norm.weight.dtype == torch.bfloat16 and not norm.weight.requires_grad and norm.training
+    assert llama.model.layers[1].input_layernorm is llama.model.layers[0].input_layernorm
+    llama(torch.arange(6)[None])
+    assert calls == ["hook"]
+
+
+def test_one_lambda_a_norm(llama):
+    replace_norms(llama, "ibnorm-l", norm_lambda=[1, 2, 3, 4, 5.5])
+    assert [m.norm_lambda for m in llama.modules() if isinstance(m, IBNorm)] == [1, 2, 3, 4, 5.5]
+    with pytest.raises(ValueError, match="lists 2 values, but the model has 5 norms"):
+        replace_norms(llama, "ibnorm-l", norm_lambda=[1, 2])
+
+
+def test_other_architectures():
+    bert = AutoModel.from_config(BertConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}))
+    assert len(replace_norms(bert, "ibnorm-s")) == 5
+    qwen = AutoModel.from_config(Qwen3Config(**SMALL, head_dim=8))
+    assert len(replace_norms(copy.deepcopy(qwen), "ibnorm-s")) == 9
+    report = replace_norms(qwen, "ibnorm-s", exclude=["q_norm", "k_norm"])
+    assert len(report) == 5 and type(qwen.layers[0].self_attn.q_norm).__name__ == "Qwen3RMSNorm"
+
+
+def test_meta_models_are_recognised_too():
+    with torch.device("meta"):
+        model = AutoModel.from_config(LlamaConfig(**SMALL))
+    replace_norms(model, "ibnorm-l")
+    assert model.norm.weight.is_meta
+
+
+def test_refuses_what_it_does_not_know_and_leaves_the_model_alone():
+    gemma = AutoModel.from_config(GemmaConfig(**SMALL, head_dim=8))  # computes (1 + weight) * x / rms(x)
+    with pytest.raises(ValueError, match=r"'layers.0.input_layernorm' \(GemmaRMSNorm\) .* exclude="):
+        replace_norms(gemma, "ibnorm-l")
+    assert not any(isinstance(m, IBNorm) for m in gemma.modules())
+    with pytest.raises(ValueError, match="Sequential has no norm to replace"):
+        replace_norms(nn.Sequential(nn.Linear(2, 2)), "ibnorm-l")
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        replace_norms(nn.Sequential(nn.LayerNorm(4), nn.BatchNorm1d(4)), "ibnorm-l")
+
+
+def test_bad_flags_leave_the_model_alone(llama):
+    for options in ({"norm_lambda": -1}, {"norm_lambda": [1, 2, 3, 4, 0]}, {"norm_order": "first"}):
+        with pytest.raises(ValueError):
+            replace_norms(llama, "ibnorm-l", **options)
+        assert norm_name(llama.model.norm) is None
+
+
+def test_assert_norms_names_a_patched_module(llama):
+    with pytest.raises(RuntimeError, match="expected ibnorm-l"):
+        assert_norms(llama, "ibnorm-l")
+    replace_norms(llama, "ibnorm-l")
+    assert_norms(llama, "ibnorm-l")
+    norm = llama.model.layers[1].input_layernorm
+    norm.forward = MethodType(lambda self, x: x, norm)  # what kernel patches do
+    with pytest.raises(RuntimeError, match=r"The forward of 'model.layers.1.input_layernorm' \(IBNorm\) was replaced"):
+        assert_norms(llama)
+    with pytest.raises(RuntimeError, match="no norm to check"):
+        assert_norms(nn.Linear(2, 2))
+
+
+def test_assert_norms_sees_a_patched_class(llama, monkeypatch):
+    replace_norms(llama, "ibnorm-l")
+    monkeypatch.setattr(IBNorm, "forward", lambda self, x: x)
+    with pytest.raises(RuntimeError, match="was replaced by other code"):
+        assert_norms(llama)

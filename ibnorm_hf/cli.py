@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ibnorm-hf`: one sub-command a job. Parses, calls one function, prints.
+
+Nothing heavy is imported here: `ibnorm-hf --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command and return its exit code: 0 done, 1 failed on the way, 2 asked wrongly, 130 Ctrl-C."""
+    from .training.errors import UserError
+
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.job(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ibnorm-hf", description="IBNorm in Hugging Face models: train, measure, publish.", allow_abbrev=False
+    )
+    jobs = parser.add_subparsers(required=True, metavar="JOB", title="jobs")
+
+    for name, job, text in (
+        ("pretrain", pretrain, "train a recipe; any key can be overridden: --key value, --model.key value"),
+        ("prepare", prepare, "make the packed data of a recipe and stop; later runs reuse it"),
+    ):
+        # Keys belong to the recipe, not to argparse: everything after the file is passed on untouched.
+        job_parser = jobs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        job_parser.add_argument("recipe", help="YAML file, e.g. recipes/llama/tiny.yaml")
+        job_parser.add_argument("keys", nargs=argparse.REMAINDER, help="--key value ... (see recipes/README.md)")
+        job_parser.set_defaults(job=job)
+
+    norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
+    norms.set_defaults(job=list_norms)
+    return parser
+
+
+def pretrain(arguments: argparse.Namespace) -> int:
+    """Train a recipe, draw its loss curve, print the outcome."""
+    from .training import pretrain as training
+    from .training.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.keys)
+    if recipe.run.dry_run:
+        if recipe.run.process_index == 0:
+            training.print_plan(recipe)
+        return 0
+    result = training.pretrain(recipe)
+    if result.stopped_by is not None:
+        print(f"stopped: a checkpoint is in {result.folder}; the same command goes on from it", file=sys.stderr)
+        return 128 + result.stopped_by
+    if recipe.run.process_index == 0:
+        from .analysis.loss_curve import plot_loss_curve
+
+        plot = plot_loss_curve(result.folder)
+        scores = result.validation
+        print(
+            f"validation loss {scores['loss']:.4f}  perplexity {scores['perplexity']:.2f}  "
+            f"bits per byte {scores['bits_per_byte']:.3f}"
+        )
+        if result.tokens_per_s:
+            print(f"speed {result.tokens_per_s:,.0f} tokens/s")
+        print(f"sample: {' '.join(result.sample.split())}")
+        print(f"loss curve {plot}")
+        print(f"run {result.folder}")
+    return 0
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Prepare the data of a recipe."""
+    from .training.pretrain import prepare as prepare_recipe
+    from .training.recipe import load_recipe
+
+    data = prepare_recipe(load_recipe(arguments.recipe, arguments.keys))
+    print(f"{len(data.train):,} training and {len(data.validation):,} validation blocks in {data.folder}")
+    return 0
+
+
+def list_norms(arguments: argparse.Namespace) -> int:
+    """Print the table of normalizations."""
+    from .modeling.norms import create_norm
+    from .modeling.norms import list_norms as names
+
+    width = max(map(len, names()))
+    for name in names():
+        print(f"{name:{width}}  {create_norm(name, 1)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

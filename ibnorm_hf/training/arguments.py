@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of a recipe: three dataclasses, the third being Transformers' own TrainingArguments.
+
+A key is written the same way in YAML (``learning_rate: 1.0e-3``) and on the command line
+(``--learning_rate 1e-3``). The sizes of the architecture are the one nested mapping, ``model``,
+and are written ``--model.hidden_size 256`` on the command line.
+"""
+
+# No `from __future__ import annotations`: HfArgumentParser needs real types.
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which architecture, and which normalization in it."""
+
+    model_type: str = field(
+        default="ibnorm_llama",
+        metadata={"help": "Model type of the architecture; vanilla types (llama, gpt2) are baselines without norm_*."},
+    )
+    norm_type: str | None = field(
+        default=None,
+        metadata={"help": "Normalization: see `ibnorm-hf norms`; null keeps the default of the model type."},
+    )
+    norm_lambda: float | None = field(
+        default=None, metadata={"help": "Scale of the compression; null takes the default of the variant."}
+    )
+    norm_order: str | None = field(
+        default=None, metadata={"help": "compress-first or standardize-first; null is compress-first."}
+    )
+    norm_affine: bool | None = field(default=None, metadata={"help": "Learn a gain per feature; null is true."})
+    norm_bias: bool | None = field(
+        default=None, metadata={"help": "Learn a bias per feature; null takes the default of the model type."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which text, cut how."""
+
+    corpus: str = field(
+        default="embedded",
+        metadata={
+            "help": "`embedded`, a local file or folder (txt, jsonl, parquet, also .gz and .xz), "
+            "or the name of a data set on the Hub."
+        },
+    )
+    corpus_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set, e.g. `en`."})
+    corpus_split: str = field(default="train", metadata={"help": "Split of a Hub data set to train on."})
+    corpus_revision: str | None = field(default=None, metadata={"help": "Commit or tag of a Hub data set."})
+    validation_split: str | None = field(
+        default=None,
+        metadata={"help": "Split of a Hub data set to validate on; null holds out pieces of the training split."},
+    )
+    text_column: str = field(default="text", metadata={"help": "Column or key that holds the text."})
+    tokenizer: str = field(
+        default="train",
+        metadata={"help": "`train` a byte-level BPE on the corpus, or a tokenizer's folder or Hub name."},
+    )
+    tokenizer_vocab_size: int | None = field(
+        default=None, metadata={"help": "Entries of a trained tokenizer; null takes model.vocab_size."}
+    )
+    block_size: int = field(default=256, metadata={"help": "Tokens in a training sequence."})
+    token_budget: int | None = field(
+        default=None,
+        metadata={"help": "Most training tokens to prepare; null: all of a local corpus, a run's worth of a Hub one."},
+    )
+    validation_fraction: float = field(
+        default=0.02, metadata={"help": "Share of the text to hold out, in pieces spread over the corpus."}
+    )
+    validation_tokens: int = field(default=1_000_000, metadata={"help": "Most validation tokens to keep."})
+    max_bad_records: int = field(
+        default=100, metadata={"help": "Unreadable records to skip, counted and named, before stopping."}
+    )
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """Everything of TrainingArguments, with the defaults of a pretraining run, plus four keys of our own."""
+
+    max_steps: int = field(default=1000, metadata={"help": "Optimizer steps; exactly this many are taken."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sequences a step over all processes; gradient_accumulation_steps follows from it. "
+            "null: per_device_train_batch_size x gradient_accumulation_steps x processes."
+        },
+    )
+    resume: str = field(
+        default="auto",
+        metadata={"help": "`auto`: the newest complete checkpoint of the run, if any; a checkpoint's path; `never`."},
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop; downloads and writes nothing."})
+    sample_prompt: str = field(default="The", metadata={"help": "Start of the text generated at the end."})
+
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two logged lines."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide nan losses; never wanted here."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to validate: no, steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; null keeps all."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - as in TrainingArguments
+        default="none", metadata={"help": "Trackers: none, tensorboard, wandb, trackio."}
+    )
+
+
+# Keys of TrainingArguments that would break a promise of this package, and what to use instead.
+REFUSED_KEYS = {
+    "resume_from_checkpoint": "use `resume`",
+    "num_train_epochs": "use `max_steps`",
+    "ignore_data_skip": "a resumed run must see the samples that an uninterrupted one would see",
+    "auto_find_batch_size": "it would change the samples of a step; lower per_device_train_batch_size yourself",
+    "train_sampling_strategy": "the order is always a seeded permutation",
+    "data_seed": "`seed` decides the order of the samples too",
+    "load_best_model_at_end": "the final weights are the run's result",
+    "use_liger_kernel": "it would replace the normalization under test",
+    "label_smoothing_factor": "losses would no longer be comparable",
+    "dataloader_drop_last": "the sampler yields exactly the samples of max_steps steps",
+    "push_to_hub": "upload the run folder once it is finished",
+    "hub_token": "secrets do not belong into recipes; log in with `hf auth login`",
+    "remove_unused_columns": "packed blocks hold no column to remove",
+    "save_only_model": "such a checkpoint cannot be resumed",
+    "per_gpu_train_batch_size": "use per_device_train_batch_size",
+}
+
+# Keys that may differ between the two halves of a resumed run: they change how fast or how loud a run is,
+# not what it computes. How a global batch is split over processes and micro-batches is among them.
+FREE_KEYS = frozenset(
+    {
+        "output_dir",
+        "resume",
+        "dry_run",
+        "sample_prompt",
+        "max_bad_records",
+        # how it is told
+        "report_to",
+        "run_name",
+        "project",
+        "disable_tqdm",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+        "logging_first_step",
+        "skip_memory_metrics",
+        # how often it is validated and saved
+        "eval_strategy",
+        "eval_steps",
+        "eval_delay",
+        "eval_on_start",
+        "per_device_eval_batch_size",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        # how it is spread over the machine
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+        "use_cpu",
+        "ddp_backend",
+        "ddp_timeout",
+    }
+)

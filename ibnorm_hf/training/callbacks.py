@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens beside the training loop: the log, the console, divergence, Ctrl-C, activation shares."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from ..modeling.norms import IBNorm
+from .errors import UserError
+
+
+class CompressionShares:
+    """Share of activations with |d| > lambda at each IBNorm, measured on the steps that are logged.
+
+    d is what the compression sees: x - mean(x), standardized as well for the standardize-first order.
+    A share near 0 means that the norm is a LayerNorm in all but name; the hooks only read.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.active = False
+        self._sums: dict[str, list[Tensor]] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, IBNorm):
+                module.register_forward_pre_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Any:
+        def measure(module: IBNorm, inputs: tuple[Tensor, ...]) -> None:
+            if self.active and module.training:
+                with torch.no_grad():
+                    x = inputs[0].detach().float()
+                    d = x - x.mean(-1, keepdim=True)
+                    if module.norm_order == "standardize-first":
+                        d = d * torch.rsqrt(d.square().mean(-1, keepdim=True) + module.eps)
+                    self._sums.setdefault(name, []).append((d.abs() > module.norm_lambda).float().mean())
+
+        return measure
+
+    def read(self) -> dict[str, float]:
+        """Mean share by module name since the last call."""
+        shares = {name: torch.stack(values).mean().item() for name, values in self._sums.items()}
+        self._sums.clear()
+        return shares
+
+
+class RunLog(TrainerCallback):
+    """Write ``metrics.jsonl`` and sober lines (a bar on a terminal); main process only.
+
+    Seconds count training alone: validation and saving are left out of tokens/s.
+    """
+
+    def __init__(self, path: Path, *, tokens_per_step: int, order: Any, shares: CompressionShares | None) -> None:
+        self.path, self.tokens_per_step, self.order, self.shares = path, tokens_per_step, order, shares
+        self.seconds = self.begun = 0.0
+        self.steps = self.last_step = 0
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.last_step = state.global_step
+        if state.is_world_process_zero:
+            trim_log(self.path, state.global_step)
+            # On a terminal only: in a file, a bar would be thousands of lines.
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=not sys.stdout.isatty())
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = time.perf_counter()
+        if self.shares is not None:
+            self.shares.active = (state.global_step + 1) % max(1, int(state.logging_steps)) == 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds += time.perf_counter() - self.begun
+        self.steps += 1
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_loss" in logs:
+            line = {"step": state.global_step, "eval_loss": logs["eval_loss"]}
+            line["eval_perplexity"] = logs["eval_perplexity"]
+            text = f"step {state.global_step}  validation loss {line['eval_loss']:.4f}"
+            text += f"  perplexity {line['eval_perplexity']:.2f}"
+        elif "loss" in logs:
+            line = self._training_line(state, logs)
+            text = f"step {line['step']}/{state.max_steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}"
+            text += f"  {line['tokens_per_s']:,.0f} tokens/s"
+        else:
+            return
+        with open(self.path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line) + "\n")
+        self._say(text)
+
+    def _training_line(self, state: Any, logs: dict[str, float]) -> dict[str, Any]:
+        step = state.global_step
+        line: dict[str, Any] = {
+            "step": step,
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens": step * self.tokens_per_step,
+            "tokens_per_s": round(self.steps * self.tokens_per_step / self.seconds, 1) if self.seconds else 0.0,
+            "samples_sha256": self.order.ids_sha256(self.last_step + 1, step),
+        }
+        if self.shares is not None and (shares := self.shares.read()):
+            line["share_over_lambda"] = {name: round(share, 6) for name, share in shares.items()}
+        self.seconds, self.steps, self.last_step = 0.0, 0, step
+        return line
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _say(self, text: str) -> None:
+        if self.bar is not None and not self.bar.disable:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again."""
+    if not path.is_file():
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(text)["step"] <= step:
+                kept.append(text)
+        except (ValueError, KeyError, TypeError):
+            continue
+    path.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second signal stops at once.
+
+    With several processes the decision is shared at every step, as all must save the same step.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: whoever owns it decides
+                break
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("stopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        wanted = self.received is not None
+        if args.world_size > 1:
+            flag = torch.tensor(float(wanted), device=args.device)
+            torch.distributed.all_reduce(flag)
+            wanted = bool(flag.item())
+        if wanted:
+            self.received = self.received or signal.SIGINT
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+class StopOnNan(TrainerCallback):
+    """Stop before an update by gradients that are not finite: the checkpoints stay good."""
+
+    def __init__(self, order: Any) -> None:
+        self.order = order
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.fp16 or args.deepspeed:
+            return  # their loss scaling meets infinite gradients on purpose and skips such steps
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if gradients and not math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
+            raise diverged("gradient", state.global_step + 1, self.order)
+
+
+def diverged(what: str, step: int, order: Any) -> UserError:
+    """The error of a run whose loss or gradient is no longer a number."""
+    ids = order.ids(step)
+    shown = ", ".join(map(str, ids[:16])) + (", ..." if len(ids) > 16 else "")
+    return UserError(
+        f"the {what} became nan or infinite at step {step} (blocks {shown}); earlier checkpoints are good: "
+        "lower learning_rate, or lengthen warmup_steps, and start again",
+        exit_code=1,
+    )

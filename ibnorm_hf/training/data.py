@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corpus -> tokenizer -> packed blocks on disk, made once and reused by every run with the same key."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from filelock import FileLock
+
+from .arguments import DataArguments
+from .blocks import BlockWriter, blocks_sha256, load_blocks
+from .errors import UserError
+from .paths import cache_root, digest, sync_folder, write_json
+from .sources import HubSource, Piece, Source, open_source
+from .tokenizer import fingerprint, get_tokenizer
+
+SHARD_TOKENS = 8_000_000  # bounds memory, and the work lost when a preparation is killed
+BATCH_CHARS = 1_000_000  # text tokenized at once
+_VERSION = 1  # raise it when the same inputs would give other blocks
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class PreparedData:
+    """Blocks to train and validate on, their tokenizer, and the description that goes into data.json."""
+
+    train: Dataset
+    validation: Dataset
+    tokenizer: Any
+    description: dict[str, Any]
+    folder: Path
+
+
+class HeldOut:
+    """Which pieces are validation: whole runs of consecutive text, spread evenly over the corpus.
+
+    A run is about ``run_chars`` characters; every ``period``-th run is held out. The choice depends on
+    the text alone, not on a token budget or a seed.
+    """
+
+    def __init__(self, fraction: float | None, size_hint: int | None) -> None:
+        self.period = round(1 / fraction) if fraction else 0
+        expected = 65536 if size_hint is None or not fraction else int(size_hint * fraction / 16)
+        self.run_chars = min(65536, max(256, expected))
+        self.run, self.chars = 0, 0
+
+    def take(self, piece: Piece) -> tuple[bool, bool]:
+        """(is validation, is the last piece of its run) of the next piece."""
+        held = bool(self.period) and self.run % self.period == self.period // 2
+        self.chars += len(piece.text)
+        last = bool(self.period) and self.chars >= self.run_chars
+        if last:
+            self.run, self.chars = self.run + 1, 0
+        return held, last
+
+
+def prepare_data(data: DataArguments, *, vocab_size: int, run_tokens: int, say: Say = print) -> PreparedData:
+    """Prepare, or find in the cache, the blocks of a recipe.
+
+    Args:
+        data: the recipe's data keys.
+        vocab_size: rows of the model's embedding; a larger tokenizer is refused.
+        run_tokens: tokens the run will consume, the default budget of a data set on the Hub.
+        say: receives a line of progress now and then.
+
+    Raises:
+        UserError: the corpus is absent, empty, too small, damaged, or the tokenizer does not fit.
+    """
+    source = open_source(data)
+    mark = source.fingerprint()
+    tokenizer = get_tokenizer(data, vocab_size, _tokenizer_mark(data, mark), _training_texts(data))
+    budget = data.token_budget
+    if budget is None and isinstance(source, HubSource):
+        budget = run_tokens
+    key_parts = {
+        "version": _VERSION,
+        "source": mark,
+        "tokenizer": fingerprint(tokenizer),
+        "block_size": data.block_size,
+        "token_budget": budget,
+        "validation_fraction": None if data.validation_split else data.validation_fraction,
+        "validation_tokens": data.validation_tokens,
+        "validation_split": data.validation_split,
+    }
+    folder = cache_root() / "blocks" / digest(key_parts)[:24]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A lock rather than a barrier: other processes of the same launch wait here for hours if they must,
+    # where a collective operation would time out.
+    with FileLock(str(folder) + ".lock"):
+        if not (folder / "data.json").is_file():
+            _materialize(source, tokenizer, folder, key_parts, data, say)
+    return _load(folder, tokenizer)
+
+
+def _tokenizer_mark(data: DataArguments, source_mark: str) -> str:
+    # The held-out pieces are not read when a tokenizer is trained, so their share is part of its key.
+    return digest([source_mark, None if data.validation_split else data.validation_fraction])
+
+
+def _training_texts(data: DataArguments) -> Iterator[str]:
+    source = open_source(data)  # its own, so that bad records are not counted twice
+    held_out = HeldOut(None if data.validation_split else data.validation_fraction, source.size_hint())
+    for piece, _ in source.pieces():
+        if not held_out.take(piece)[0]:
+            yield piece.text
+
+
+def _load(folder: Path, tokenizer: Any) -> PreparedData:
+    try:
+        description = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        train = load_blocks(folder, description["train"]["shards"])
+        validation = load_blocks(folder, description["validation"]["shards"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"prepared data {folder} is damaged ({error}); delete the folder and start again") from None
+    return PreparedData(train, validation, tokenizer, description, folder)
+
+
+class _Materializer:
+    """One pass over a source: tokenize, route to training or validation, write shards, keep progress."""
+
+    def __init__(self, folder: Path, tokenizer: Any, data: DataArguments, budget: int | None, say: Say) -> None:
+        self.folder, self.tokenizer, self.say = folder, tokenizer, say
+        dtype = np.dtype("uint16" if len(tokenizer) <= 1 << 16 else "int32")
+        size = data.block_size
+        train_blocks = None if budget is None else max(1, budget // size)
+        self.train = BlockWriter(folder, "train", size, dtype, train_blocks)
+        self.validation = BlockWriter(folder, "validation", size, dtype, data.validation_tokens // size)
+        self.progress = folder / "progress.json"
+        self.started = self.spoken = time.monotonic()
+        self.documents = 0
+
+    def read(self, source: Source, held_out: HeldOut, only: BlockWriter | None = None) -> None:
+        """Read a source to its end or until enough is written. ``only`` sends every piece to one writer."""
+        begin = self._restore(source, held_out) if only is not self.validation else None
+        for batch, state in _batches(source.pieces(begin)):
+            self._encode(batch, held_out, only)
+            self.documents += sum(piece.ends_document for piece in batch)
+            shard_blocks = max(1, SHARD_TOKENS // self.train.block_size)
+            if self.train.pending_blocks >= shard_blocks:
+                self._save(source, held_out, state)
+            self._report()
+            if self._enough(held_out, only):
+                break
+
+    def _encode(self, batch: list[Piece], held_out: HeldOut, only: BlockWriter | None) -> None:
+        ids = self.tokenizer(
+            [piece.text for piece in batch],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        end = self.tokenizer.eos_token_id
+        for piece, tokens in zip(batch, ids, strict=True):
+            held, last = held_out.take(piece)
+            writer = only or (self.validation if held else self.train)
+            # A run that ends inside a document ends it too: what follows goes elsewhere.
+            if piece.ends_document or last:
+                tokens = [*tokens, end]
+            writer.add(tokens, len(piece.text.encode("utf-8")))
+
+    def _enough(self, held_out: HeldOut, only: BlockWriter | None) -> bool:
+        if only is not None:
+            return only.full
+        if not self.train.full:
+            return False
+        wanted = self.train.blocks // held_out.period if held_out.period else 0
+        return self.validation.blocks >= min(self.validation.max_blocks or 1, max(1, wanted))
+
+    def _save(self, source: Source, held_out: HeldOut, state: Any) -> None:
+        self.train.flush()
+        self.validation.flush()
+        write_json(
+            self.progress,
+            {
+                "source": state() if callable(state) else state,
+                "bad": source.bad_state(),
+                "run": [held_out.run, held_out.chars],
+                "train": self.train.state(),
+                "validation": self.validation.state(),
+                "documents": self.documents,
+            },
+        )
+
+    def _restore(self, source: Source, held_out: HeldOut) -> Any:
+        try:
+            saved = json.loads(self.progress.read_text(encoding="utf-8"))
+            source.restore_bad(saved["bad"])
+            held_out.run, held_out.chars = saved["run"]
+            self.train.restore(saved["train"])
+            self.validation.restore(saved["validation"])
+            self.documents = saved["documents"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        self.say(f"data: resuming a killed preparation after {self.train.blocks:,} blocks")
+        return tuple(saved["source"]) if isinstance(saved["source"], list) else saved["source"]
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now - self.spoken >= 10:
+            self.spoken = now
+            tokens = self.train.blocks * self.train.block_size
+            self.say(f"data: {tokens:,} training tokens packed, {now - self.started:.0f} s")
+
+
+def _batches(pieces: Iterator[tuple[Piece, Any]]) -> Iterator[tuple[list[Piece], Any]]:
+    batch: list[Piece] = []
+    size = 0
+    state = None
+    for piece, state in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH_CHARS:
+            yield batch, state
+            batch, size = [], 0
+    if batch:
+        yield batch, state
+
+
+def _materialize(
+    source: Source, tokenizer: Any, folder: Path, key: dict[str, Any], data: DataArguments, say: Say
+) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    budget = key["token_budget"]
+    upto = f"at most {budget:,} tokens ({budget * 2 / 1e6:,.0f} MB on disk)" if budget else "the whole corpus"
+    say(f"data: packing {upto} of '{data.corpus}' into blocks of {data.block_size} in {cache_root()}")
+    work = _Materializer(partial, tokenizer, data, budget, say)
+    if data.validation_split:
+        if not isinstance(source, HubSource):
+            raise UserError("validation_split is for data sets on the Hub; a local corpus uses validation_fraction")
+        work.read(source, HeldOut(None, None), only=work.train)
+        work.read(HubSource(data, split=data.validation_split), HeldOut(None, None), only=work.validation)
+    else:
+        work.read(source, HeldOut(data.validation_fraction, source.size_hint()))
+    work.train.flush()
+    work.validation.flush()
+    _check_enough(work, data, source)
+    _finish(work, source, folder, key, say)
+
+
+def _check_enough(work: _Materializer, data: DataArguments, source: Source) -> None:
+    if work.train.text_tokens == 0 and work.validation.text_tokens == 0:
+        bad = source.bad.describe()["count"]
+        raise UserError(f"corpus '{data.corpus}' holds no text{f' ({bad} unreadable records)' if bad else ''}")
+    for part, name in ((work.train, "training"), (work.validation, "validation")):
+        if not part.shards:
+            raise UserError(
+                f"corpus '{data.corpus}' is too small: its {name} part has {part.text_tokens} tokens, fewer than one "
+                f"block of {data.block_size}; lower block_size, raise validation_fraction or give more text"
+            )
+
+
+def _finish(work: _Materializer, source: Source, folder: Path, key: dict[str, Any], say: Say) -> None:
+    def part(writer: BlockWriter) -> dict[str, Any]:
+        blocks = sum(shard["blocks"] for shard in writer.shards)
+        return {
+            "blocks": blocks,
+            "tokens": blocks * writer.block_size,
+            "bytes_per_token": writer.text_bytes / max(1, writer.text_tokens),
+            "shards": writer.shards,
+        }
+
+    description: dict[str, Any] = {
+        "corpus": source.describe(),
+        "fingerprints": {"source": key["source"], "tokenizer": key["tokenizer"], "blocks": folder.name},
+        "key": key,
+        "documents": work.documents,
+        "bad_records": source.bad.describe(),
+        "train": part(work.train),
+        "validation": part(work.validation),
+    }
+    validation = load_blocks(work.folder, work.validation.shards)
+    description["validation"]["sha256"] = blocks_sha256(validation)
+    del validation
+    write_json(work.folder / "data.json", description)
+    work.progress.unlink(missing_ok=True)
+    os.replace(work.folder, folder)
+    sync_folder(folder.parent)
+    bad = description["bad_records"]
+    if bad["count"]:
+        say(f"data: skipped {bad['count']} unreadable records, first {', '.join(bad['first'])}")
+    say(
+        f"data: {description['train']['tokens']:,} training and {description['validation']['tokens']:,} validation "
+        f"tokens, {description['train']['bytes_per_token']:.2f} bytes a token, "
+        f"{time.monotonic() - work.started:.0f} s"
+    )

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where prepared data is kept, and how a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def cache_root() -> Path:
+    """``$IBNORM_CACHE`` if set, else ``~/.cache/ibnorm_hf``."""
+    return Path(os.environ.get("IBNORM_CACHE") or Path.home() / ".cache" / "ibnorm_hf").expanduser()
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk (a rename is durable only after this); no-op where unsupported."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small text file so that a reader, or a crash, sees the old or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; nan and infinity are refused, since they are not JSON."""
+    write_atomic(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def digest(content: Any) -> str:
+    """Hex SHA-256 of a JSON-able value, in canonical form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces of 1 MiB."""
+    checksum = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            checksum.update(piece)
+    return checksum.hexdigest()

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe will do, worked out without data, download or memory: `--dry_run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .build import build_config, build_model
+from .decay import DecayGroups, decay_groups
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run. Bytes are estimates for fp32 weights and AdamW on one process."""
+
+    parameters: int
+    steps: int
+    tokens_per_step: int
+    sequences_per_step: int
+    accumulation: int
+    processes: int
+    bytes_state: int
+    bytes_activations: int
+    groups: DecayGroups
+    description: str
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.steps * self.tokens_per_step
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Build the model on the meta device and count. Raises UserError as `build_config` does."""
+    config = build_config(recipe)
+    model = build_model(config, device="meta")
+    parameters = sum({id(p): p.numel() for p in model.parameters()}.values())
+    run, block = recipe.run, recipe.data.block_size
+    batch = int(run.global_batch_size or 0)
+    optimizer = str(getattr(run.optim, "value", run.optim))
+    # fp32 weights and gradients, and two moments for the Adam family; other optimizers are counted as one.
+    words = 4 if "adam" in optimizer else 3
+    return Plan(
+        parameters=parameters,
+        steps=run.max_steps,
+        tokens_per_step=batch * block,
+        sequences_per_step=batch,
+        accumulation=run.gradient_accumulation_steps,
+        processes=max(1, run.world_size),
+        bytes_state=4 * words * parameters,
+        bytes_activations=_activation_bytes(config, run.per_device_train_batch_size * block, run.bf16 or run.fp16),
+        groups=decay_groups(model),
+        description=f"{config.model_type}, {getattr(config, 'norm_type', 'its own norms')}",
+    )
+
+
+def _activation_bytes(config: Any, tokens: int, half: bool) -> int:
+    """Rough: what a pre-norm block keeps for backward with fused attention, plus fp32 logits twice."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    per_token = layers * (10 * width + 4 * inner) * (2 if half else 4)
+    return tokens * (per_token + 2 * 4 * config.vocab_size)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan as lines to print."""
+    groups = plan.groups
+    return [
+        f"model: {plan.description}, {plan.parameters:,} parameters",
+        f"steps: {plan.steps:,} of {plan.sequences_per_step:,} sequences = {plan.tokens_per_step:,} tokens "
+        f"({plan.processes} processes x {plan.accumulation} micro-batches)",
+        f"tokens: {plan.tokens:,} in all, {plan.tokens / plan.parameters:.1f} a parameter, "
+        f"{6 * plan.parameters * plan.tokens:.2e} FLOPs",
+        f"bytes: {_size(plan.bytes_state)} weights, gradients and optimizer + about "
+        f"{_size(plan.bytes_activations)} activations a process",
+        f"decay: {len(groups.decay)} tensors: {_classes(groups.decay_classes)}",
+        f"no decay: {len(groups.no_decay)} tensors: {_classes(groups.no_decay_classes)}",
+    ]
+
+
+def _classes(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda i: -i[1])) or "none"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job: a recipe becomes a run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+from transformers.utils import logging as hf_logging
+
+from .build import build_config, build_model, vocab_size
+from .callbacks import CompressionShares, RunLog, StopOnNan, StopOnSignal
+from .data import PreparedData, prepare_data
+from .errors import UserError
+from .manifest import checkpoints, newest_complete, verify
+from .paths import write_atomic, write_json
+from .plan import make_plan, plan_lines
+from .recipe import Recipe
+from .run_folder import claim, run_id, write_environment
+from .trainer import PretrainTrainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """End of a run: numbers as in eval/validation.json, or the signal that stopped it early."""
+
+    folder: Path
+    validation: dict[str, Any]
+    tokens_per_s: float | None
+    sample: str
+    stopped_by: int | None = None
+
+
+def print_plan(recipe: Recipe) -> None:
+    """The `--dry_run` of a recipe: no data, no download, no file."""
+    for line in plan_lines(make_plan(recipe)):
+        print(line)
+
+
+def prepare(recipe: Recipe) -> PreparedData:
+    """Make, or find, the packed blocks of a recipe and nothing more."""
+    run = recipe.run
+    tokens = run.max_steps * int(run.global_batch_size or 0) * recipe.data.block_size
+    say = print if run.process_index == 0 else _silent
+    return prepare_data(recipe.data, vocab_size=vocab_size(recipe), run_tokens=tokens, say=say)
+
+
+def pretrain(recipe: Recipe) -> Result:
+    """Train a recipe to its last step, resuming what is there, and complete its run folder.
+
+    Raises:
+        UserError: for every mistake that can be put right, in one sentence.
+    """
+    run = recipe.run
+    folder, main = Path(str(run.output_dir)), run.process_index == 0
+    say = print if main else _silent
+    _quiet_libraries()
+    plan = make_plan(recipe)
+    for line in plan_lines(plan):
+        say(line)
+    if main:
+        claim(recipe)
+    checkpoint = _checkpoint_to_resume(recipe, folder, say)
+    data = prepare(recipe)
+    _say_epochs(plan.steps * plan.sequences_per_step, len(data.train), say)
+    trainer = _make_trainer(recipe, data, folder)
+    if main:
+        write_json(folder / "data.json", data.description)
+        write_environment(folder, run.seed, max(1, run.world_size))
+    done = checkpoint[1]["step"] if checkpoint else 0
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        if checkpoint is None:
+            trainer.train()
+        elif done < run.max_steps:
+            say(f"resume: {checkpoint[0].name}")
+            trainer.resume(checkpoint[0])
+        else:
+            say(f"resume: all {done} steps are done, nothing to train")
+            trainer._load_from_checkpoint(str(checkpoint[0]))
+    if stop.received is not None and trainer.state.global_step < run.max_steps:
+        return Result(folder, {}, None, "", stopped_by=int(stop.received))
+    return _finish(recipe, trainer, data, folder)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _quiet_libraries() -> None:
+    # Trainer repeats at the info and warning levels what our own lines say.
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+def _checkpoint_to_resume(recipe: Recipe, folder: Path, say: Any) -> tuple[Path, dict[str, Any]] | None:
+    wanted = recipe.run.resume
+    if wanted == "never":
+        return None
+    if wanted == "auto":
+        found = newest_complete(folder, say)
+        if found is None and checkpoints(folder):
+            say("resume: no complete checkpoint, starting from step 0")
+    else:
+        path = Path(wanted)
+        if not path.is_dir():
+            raise UserError(f"resume: checkpoint {path} does not exist; give auto, never or a checkpoint-N folder")
+        found = path, verify(path)
+    if found is not None and found[1].get("run_id") != run_id(recipe):
+        raise UserError(f"resume: {found[0]} belongs to another recipe; choose another output_dir or checkpoint")
+    return found
+
+
+def _say_epochs(samples: int, blocks: int, say: Any) -> None:
+    epochs = samples / blocks
+    say(f"data: {samples:,} samples from {blocks:,} blocks = {epochs:.2f} epochs")
+
+
+def _make_trainer(recipe: Recipe, data: PreparedData, folder: Path) -> PretrainTrainer:
+    run = recipe.run
+    set_seed(run.seed)
+    model = build_model(build_config(recipe, data.tokenizer))
+    trainer = PretrainTrainer(
+        model=model, args=run, train=data.train, validation=data.validation, tokenizer=data.tokenizer
+    )
+    trainer.facts = {"run_id": run_id(recipe), "blocks": data.folder.name}
+    # Hooks inside a compiled model would break its graph.
+    shares = None if run.torch_compile else CompressionShares(model)
+    tokens = trainer.order.batch * recipe.data.block_size
+    trainer.add_callback(RunLog(folder / "metrics.jsonl", tokens_per_step=tokens, order=trainer.order, shares=shares))
+    trainer.add_callback(StopOnNan(trainer.order))
+    return trainer
+
+
+def _finish(recipe: Recipe, trainer: PretrainTrainer, data: PreparedData, folder: Path) -> Result:
+    """Validate, save `model/`, generate a sample. Can be repeated: a kill in here loses nothing."""
+    loss, tokens = _last_validation(trainer) or trainer.token_loss(data.validation)
+    bytes_per_token = data.description["validation"]["bytes_per_token"]
+    validation = {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else None,
+        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+        "tokens": tokens,
+        "blocks": len(data.validation),
+        "sha256": data.description["validation"]["sha256"],
+        "step": recipe.run.max_steps,
+        "tokens_seen": recipe.run.max_steps * trainer.order.batch * recipe.data.block_size,
+        "seed": recipe.run.seed,
+    }
+    _save_final(trainer, folder)
+    sample = ""
+    if recipe.run.process_index == 0:
+        sample = generate_sample(trainer, data.tokenizer, recipe.run.sample_prompt, recipe.run.seed)
+        write_json(folder / "eval" / "validation.json", validation)
+        write_atomic(folder / "eval" / "sample.txt", sample + "\n")
+    return Result(folder, validation, _mean_speed(folder / "metrics.jsonl"), sample)
+
+
+def _last_validation(trainer: PretrainTrainer) -> tuple[float, int] | None:
+    """The validation of the last step, if the training loop has just made it."""
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry:
+            last = entry.get("step") == trainer.args.max_steps
+            return (entry["eval_loss"], int(entry["eval_tokens"])) if last else None
+    return None
+
+
+def _save_final(trainer: PretrainTrainer, folder: Path) -> None:
+    final = folder / "model"
+    with tempfile.TemporaryDirectory(prefix=".model.", dir=folder) if trainer.args.should_save else _nowhere() as aside:
+        trainer.save_model(aside)
+        if trainer.args.should_save:
+            new = Path(aside) / "new"
+            new.mkdir()
+            for path in [p for p in Path(aside).iterdir() if p != new]:
+                os.replace(path, new / path.name)
+            if final.exists():
+                os.replace(final, Path(aside) / "old")
+            new.chmod(0o755)
+            os.replace(new, final)
+    trainer.accelerator.wait_for_everyone()
+
+
+class _nowhere:
+    """Stands for the temporary folder on processes that write nothing."""
+
+    def __enter__(self) -> str:
+        return os.devnull
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+def generate_sample(trainer: PretrainTrainer, tokenizer: Any, prompt: str, seed: int) -> str:
+    """Forty sampled tokens after ``prompt``: the same for the same weights and seed."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return ""  # one process alone cannot run a sharded model
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(trainer.args.device)
+    if not ids.numel():
+        ids = torch.tensor([[tokenizer.eos_token_id]], device=trainer.args.device)
+    model.eval()
+    with torch.random.fork_rng(), trainer.accelerator.autocast():
+        torch.manual_seed(seed)
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=40,
+            do_sample=True,
+            top_k=50,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    return str(tokenizer.decode(out[0], skip_special_tokens=True))
+
+
+def _mean_speed(path: Path) -> float | None:
+    """Mean of the logged tokens/s but the first, which holds warm-up; None without lines."""
+    if not path.is_file():
+        return None
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    speeds = [line["tokens_per_s"] for line in lines if line.get("tokens_per_s")]
+    speeds = speeds[1:] or speeds
+    return len(speeds) / sum(1 / s for s in speeds) if speeds else None

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a run that are not checkpoints: what was asked, with what, on which machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .arguments import FREE_KEYS
+from .errors import UserError
+from .manifest import checkpoints
+from .paths import digest, write_atomic, write_json
+from .recipe import Recipe, resolved
+
+CONFIG = "config.yaml"
+_SECRETS = ("hub_token", "secret", "password", "api_key")
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved recipe that decides the result; two halves of one run agree on it."""
+    return {key: value for key, value in config.items() if key not in FREE_KEYS}
+
+
+def run_id(recipe: Recipe) -> str:
+    """Short digest of `identity`."""
+    return digest(identity(resolved(recipe)))[:16]
+
+
+def claim(recipe: Recipe) -> None:
+    """Make the run folder this recipe's, or refuse it if it holds another run.
+
+    Raises:
+        UserError: the folder belongs to a run of another recipe, or `resume never` meets an existing run.
+    """
+    folder = Path(str(recipe.run.output_dir))
+    mine = resolved(recipe)
+    path = folder / CONFIG
+    if path.is_file():
+        try:
+            theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+            other = identity(theirs)
+        except (OSError, ValueError, yaml.YAMLError, AttributeError):
+            raise UserError(f"{path} is unreadable, so {folder} cannot be used; choose another output_dir") from None
+        changed = _differences(other, identity(mine))
+        if changed:
+            raise UserError(f"{folder} holds another run ({'; '.join(changed[:3])}); choose another output_dir")
+        if recipe.run.resume == "never" and (checkpoints(folder) or (folder / "model").exists()):
+            raise UserError(f"{folder} already holds this run; choose another output_dir, or resume auto")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and no run of this program; choose another output_dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, yaml.safe_dump(mine, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise UserError(f"run folder {folder} cannot be written: {error.strerror}; choose another output_dir") from None
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> list[str]:
+    out = []
+    for key in sorted(set(theirs) | set(mine)):
+        a, b = theirs.get(key), mine.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key} is {a} there and {b} here")
+    return out
+
+
+def write_environment(folder: Path, seed: int, processes: int) -> None:
+    """`environment.json`: versions, hardware, commit, seed, command. No environment variables, no secrets."""
+    names = ("ibnorm_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+    content = {
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
+        "hardware": hardware(),
+        "processes": processes,
+        "commit": _commit(),
+        "seed": seed,
+        "command": _without_secrets(sys.argv),
+    }
+    write_json(folder / "environment.json", content)
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, threads, memory (GiB) and accelerators of this machine."""
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        facts["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    if torch.cuda.is_available():
+        facts["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return facts
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package runs from, with `-dirty` where tracked files differ; None elsewhere."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # not merely inside somebody else's repository
+        commit = git("rev-parse", "HEAD")
+        return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _without_secrets(words: list[str]) -> list[str]:
+    """The command line, with the value of anything that looks like a credential left out."""
+    out: list[str] = []
+    hide = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        secret = word.startswith("--") and any(s in name.lower() for s in _SECRETS)
+        if hide and not word.startswith("--"):
+            out.append("<hidden>")
+        elif secret and equals:
+            out.append(f"{name}=<hidden>")
+        else:
+            out.append(word)
+        hide = secret and not equals
+    return out

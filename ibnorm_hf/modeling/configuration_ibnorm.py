@@ -41,10 +41,11 @@ class NormFlags:
                 raise ValueError(f"{type(self).__name__} has no field '{key}'{hint}")
         self.norm_type = canonical_name(self.norm_type)
         self.norm_order = canonical_name(self.norm_order)
+        self.validate_norm_flags()
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
     def validate_norm_flags(self) -> None:
-        """Run by transformers at construction and before saving; ValueError for a flag outside its domain."""
+        """Run at construction, and by transformers before saving; ValueError for a flag outside its domain."""
         lambdas = self.norm_lambda if isinstance(self.norm_lambda, list) else [self.norm_lambda]
         for norm_lambda in lambdas:
             check_norm_flags(self.norm_type, norm_lambda, self.norm_order)

@@ -3,7 +3,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
@@ -26,12 +25,12 @@ class IBNormMixin:
             norm_bias=config.norm_bias,
         )
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)  # type: ignore[misc]
-        if module is self:
-            # transformers initialises a model after all its sub-models, and a vanilla sub-model does not know our
-            # norms: this last visit is the one place that every loading path, nested or not, passes.
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        done = getattr(module, "_is_hf_initialized", False)
+        super()._initialize_weights(module, is_custom_code)  # type: ignore[misc]
+        if module is self and not done:
+            # transformers visits a model after all its sub-models, and a vanilla sub-model does not know our norms:
+            # this last visit is the one place that every loading path, nested or not, passes.
             init_norms(module)
 
 

@@ -210,9 +210,9 @@ def _family(module: nn.Module) -> str | None:
         return None
     generator = torch.Generator().manual_seed(0)
     with torch.device("cpu"), torch.no_grad():
-        x = torch.randn(3, width, generator=generator) + 0.5
+        x = torch.randn(3, width, generator=generator, dtype=torch.float32) + 0.5
         trial = copy.copy(module)  # shares nothing that is written to, and carries no hook into the call
-        random = {name: torch.randn(width, generator=generator) for name, _ in module.named_parameters()}
+        random = {name: torch.randn(width, generator=generator, dtype=x.dtype) for name, _ in module.named_parameters()}
         trial._parameters = {name: random.get(name) for name in module._parameters}  # type: ignore[misc]
         try:
             y = type(module).forward(trial, x)

@@ -55,4 +55,6 @@ def assert_matches_reference(
         error = (a.double() - e).abs() / scale
         bad = torch.nonzero(~(error <= tolerance))
         first = tuple(bad[0].tolist()) if len(bad) else ()
-        assert not len(bad), f"{name}{list(first)}: got {a[first]}, expected {e[first]}; {len(bad)} of {e.numel()} differ"
+        assert not len(bad), (
+            f"{name}{list(first)}: got {a[first]}, expected {e[first]}; {len(bad)} of {e.numel()} differ"
+        )

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaMA and GPT-2 with norm flags: Auto classes, loading, initialisation, generation and what transformers promises."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GPT2Config,
+    LlamaConfig,
+)
+
+from ibnorm_hf import IBNorm, assert_norms, list_norms
+from ibnorm_hf.modeling.replace import norm_name
+
+ARCHITECTURES = ("llama", "gpt2")
+AUTO_CLASSES = (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoModelForQuestionAnswering,
+)
+SMALL = {
+    "llama": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 99,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "gpt2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "vocab_size": 99,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+VANILLA = {"llama": (LlamaConfig, "rmsnorm"), "gpt2": (GPT2Config, "layernorm")}
+IDS = torch.arange(3, 23).view(2, 10)
+
+
+def make_config(architecture, **flags):
+    return AutoConfig.for_model(f"ibnorm_{architecture}", **SMALL[architecture], **flags)
+
+
+def make_model(architecture, auto=AutoModelForCausalLM, **flags):
+    """A model in eval mode whose norm weights are not at their initial values."""
+    torch.manual_seed(0)
+    model = auto.from_config(make_config(architecture, **flags)).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if any(part in name for part in ("norm", "ln_")):
+                p.add_(torch.randn_like(p) / 2)
+    return model
+
+
+def first_output(model, **inputs):
+    with torch.no_grad():
+        return model(IDS, **inputs)[0]
+
+
+@pytest.mark.parametrize("auto", AUTO_CLASSES, ids=lambda a: a.__name__)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_auto_round_trip_is_bit_equal(architecture, auto, tmp_path):
+    model = make_model(architecture, auto, norm_type="ibnorm-t", norm_lambda=2)
+    assert type(model).__name__.startswith("IBNorm")
+    model.save_pretrained(tmp_path)
+    again, report = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(again) is type(model) and not any(report[k] for k in ("missing_keys", "unexpected_keys"))
+    assert_norms(again, "ibnorm-t")
+    assert torch.equal(first_output(again.eval()), first_output(model))
+
+
+@pytest.mark.parametrize("name", list_norms())
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_norm_trains_in_every_architecture(architecture, name):
+    model = make_model(architecture, norm_type=name).train()
+    assert {norm_name(m) for n, m in model.named_modules() if norm_name(m)} == {name}
+    loss = model(IDS, labels=IDS).loss
+    loss.backward()
+    assert math.isfinite(loss.item()) and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_vanilla_weights_give_vanilla_logits(architecture, tmp_path):
+    config_class, host_norm = VANILLA[architecture]
+    torch.manual_seed(0)
+    vanilla = AutoModelForCausalLM.from_config(config_class(**SMALL[architecture])).eval()
+    ours = AutoModelForCausalLM.from_config(make_config(architecture, norm_type=host_norm)).eval()
+    ours.load_state_dict(vanilla.state_dict())
+    assert torch.equal(first_output(ours), first_output(vanilla))
+    vanilla.save_pretrained(tmp_path)
+    loaded = type(ours).from_pretrained(tmp_path, norm_type=host_norm).eval()
+    assert torch.equal(first_output(loaded), first_output(vanilla))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_seed_gives_every_norm_the_same_linear_weights(architecture):
+    def linear_weights(name):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(make_config(architecture, norm_type=name))
+        return {n: p for n, p in model.named_parameters() if p.dim() == 2}
+
+    host = linear_weights(VANILLA[architecture][1])
+    for name, p in linear_weights("ibnorm-l").items():
+        assert torch.equal(p, host[name]), name
+
+
+def drop_norms(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if not any(part in k for part in ("norm", "ln_", "alpha"))}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def assert_initial(model):
+    found = 0
+    for name, p in model.named_parameters():
+        if any(part in name for part in ("norm", "ln_")):
+            found += 1
+            expected = 0.5 if name.endswith("alpha") else 0.0 if name.endswith("bias") else 1.0
+            assert torch.equal(p, torch.full_like(p, expected)), name
+    assert found
+
+
+@pytest.mark.parametrize("name", ["ibnorm-l", "rmsnorm", "layernorm", "dyt", "normalnorm"])
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_missing_norm_weights_become_ones_and_zeros(architecture, auto, name, tmp_path):
+    make_model(architecture, norm_type=name).save_pretrained(tmp_path)
+    drop_norms(tmp_path)
+    assert_initial(auto.from_pretrained(tmp_path))
+
+
+def test_missing_norm_weights_inside_a_composite_model(tmp_path):
+    """The outer class is vanilla, and so is the decoder's inner GPT2Model: neither knows our norms."""
+    gpt2 = make_config("gpt2", add_cross_attention=True, is_decoder=True)
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(make_config("llama"), gpt2)
+    model = EncoderDecoderModel(config)
+    assert sum(isinstance(m, IBNorm) for m in model.modules()) == 5 + 7
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(3.0)
+    model.save_pretrained(tmp_path)
+    drop_norms(tmp_path)
+    assert_initial(EncoderDecoderModel.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_low_precision_loads(architecture, dtype, tmp_path):
+    model = make_model(architecture)
+    model.save_pretrained(tmp_path)
+    low = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, device_map="auto").eval()
+    assert {p.dtype for p in low.parameters()} == {dtype}
+    out = first_output(low)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), first_output(model), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sharded_checkpoint(architecture, tmp_path):
+    model = make_model(architecture)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(first_output(again), first_output(model))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_implementations_agree(architecture):
+    model = make_model(architecture)
+    outputs = []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        outputs.append(first_output(model))
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_generation(architecture):
+    model = make_model(architecture)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    uncached = model.generate(IDS, use_cache=False, **options)
+    assert uncached.shape == (2, 18)
+    assert torch.equal(model.generate(IDS, **options), uncached)
+    assert torch.equal(model.generate(IDS, cache_implementation="static", **options), uncached)
+    alone = model.generate(IDS[:1], **options)
+    assert torch.equal(alone[0], uncached[0])
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), IDS[:1, :6]], 1)
+    mask = (padded != 0).long()
+    torch.testing.assert_close(
+        model.generate(padded, attention_mask=mask, **options)[:, 10:], model.generate(IDS[:1, :6], **options)[:, 6:]
+    )
+    assert model.generate(IDS, num_beams=3, **options).shape == (2, 18)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_checkpointing_gives_bit_equal_gradients(architecture):
+    model = make_model(architecture, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
+
+    def gradients():
+        model.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable()
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_compiles_as_one_graph_with_labels(architecture):
+    torch.compiler.reset()
+    model = make_model(architecture, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss = compiled(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    gradient = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    eager = model(IDS, labels=IDS).loss
+    eager.backward()
+    torch.testing.assert_close(loss, eager)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(gradient[name], p.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_inherits_parallel_plans_and_ties(architecture):
+    config_class, _ = VANILLA[architecture]
+    for plan in ("base_model_tp_plan", "base_model_pp_plan"):
+        assert getattr(make_config(architecture), plan) == getattr(config_class(**SMALL[architecture]), plan)
+    tied = make_model(architecture, tie_word_embeddings=True)
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+
+
+def test_parameter_counts_equal_the_hosts():
+    for architecture, (config_class, _) in VANILLA.items():
+        vanilla = AutoModelForCausalLM.from_config(config_class(**SMALL[architecture]))
+        assert make_model(architecture).num_parameters() == vanilla.num_parameters()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"norm_lambda": 0}, "norm_lambda must be a finite number above 0, got 0"),
+        ({"norm_lambda": -1}, "norm_lambda must be a finite number above 0, got -1"),
+        ({"norm_lambda": math.nan}, "norm_lambda must be a finite number above 0, got nan"),
+        ({"norm_type": "ibnrm_l"}, r"Unknown norm_type 'ibnrm-l'; known: .* Did you mean 'ibnorm-l'\?"),
+        ({"norm_order": "standardise-first"}, r"Did you mean 'standardize-first'\?"),
+        ({"norm_lamda": 3}, r"has no field 'norm_lamda'; did you mean 'norm_lambda'\?"),
+        ({"norm_colour": 3}, "has no field 'norm_colour'; the norm flags are norm_type, "),
+        ({"norm_type": "layernorm", "norm_lambda": 3}, "norm_lambda=3 has no meaning for 'layernorm'"),
+    ],
+)
+def test_a_flag_outside_its_domain_is_one_clear_error(flags, message):
+    with pytest.raises(ValueError, match=message):
+        make_config("llama", **flags)
+
+
+def test_flags_are_spelling_blind_and_survive_saving(tmp_path):
+    config = make_config("llama", norm_type="IBNorm_S", norm_lambda=3, norm_order="Standardize_First")
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert (again.norm_type, again.norm_lambda, again.norm_order) == ("ibnorm-s", 3, "standardize-first")
+    assert again.norm_affine is True and again.norm_bias is False
+
+
+def test_pipeline():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, pipeline
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(99)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w2")
+    generate = pipeline("text-generation", model=make_model("llama"), tokenizer=fast, device="cpu")
+    out = generate("w5 w6", max_new_tokens=3, do_sample=False, return_full_text=False)
+    assert isinstance(out[0]["generated_text"], str)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users import is pinned, and importing it is cheap and touches nobody else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import ibnorm_hf
+
+PUBLIC = """
+DynamicTanh IBNorm IBNormGPT2Config IBNormGPT2ForQuestionAnswering IBNormGPT2ForSequenceClassification
+IBNormGPT2ForTokenClassification IBNormGPT2LMHeadModel IBNormGPT2Model IBNormLlamaConfig IBNormLlamaForCausalLM
+IBNormLlamaForQuestionAnswering IBNormLlamaForSequenceClassification IBNormLlamaForTokenClassification IBNormLlamaModel
+NormalNorm RMSNorm __version__ assert_norms create_norm ib_norm list_norms register_compression replace_norms
+restore_norms
+"""
+
+NEW_PROCESS = """
+import json, socket, sys, time
+def refuse(*args, **kwargs):
+    raise AssertionError("the network was touched")
+socket.socket.connect = refuse
+from transformers import LlamaForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+mappings = (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
+vanilla = [set(m.keys()) for m in mappings]
+start = time.perf_counter()
+import ibnorm_hf
+seconds = time.perf_counter() - start
+import torch
+added = [sorted(str(getattr(k, "model_type", k)) for k in set(m.keys()) - v) for m, v in zip(mappings, vanilla)]
+from transformers import AutoModelForCausalLM, LlamaConfig
+small = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+print(json.dumps({
+    "seconds": seconds,
+    "added": added,
+    "vanilla_class": type(AutoModelForCausalLM.from_config(small)).__name__,
+    "heavy": [m for m in ("triton", "datasets", "peft", "lm_eval", "ibnorm_hf.cli") if m in sys.modules],
+    "cuda": torch.cuda.is_initialized(),
+}))
+"""
+
+LOAD = """
+import sys, torch
+import ibnorm_hf
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+torch.save(model(torch.arange(20).view(2, 10)).logits.detach(), sys.argv[2])
+"""
+
+
+def run(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_public_names_are_pinned_and_importable():
+    assert sorted(ibnorm_hf.__all__) == sorted(PUBLIC.split())
+    for name in PUBLIC.split():
+        assert getattr(ibnorm_hf, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        ibnorm_hf.nonsense  # noqa: B018
+
+
+def test_import_is_cheap_and_leaves_vanilla_mappings_alone():
+    seen = json.loads(run(NEW_PROCESS))
+    ours = sorted(c.model_type for c in ibnorm_hf.registration._MODELS)
+    assert seen["added"][0] == ours and seen["added"][1] == ours and set(seen["added"][2]) <= set(ours)
+    assert seen["vanilla_class"] == "LlamaForCausalLM"
+    assert seen["heavy"] == [] and not seen["cuda"]
+    assert seen["seconds"] < 0.3
+
+
+def test_a_model_made_by_auto_loads_bit_equal_in_another_process(tmp_path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "ibnorm_llama",
+        norm_type="ibnorm-t",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=99,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    run(LOAD, str(tmp_path / "model"), str(tmp_path / "logits.pt"))
+    there = torch.load(tmp_path / "logits.pt", weights_only=True)
+    assert torch.equal(there, model(torch.arange(20).view(2, 10)).logits.detach())
+
+
+@pytest.mark.parametrize(
+    "version, supported", [("5.16.4", False), ("5.17.0", True), ("5.23.1", True), ("5.24.0", False)]
+)
+def test_supported_transformers_are_checked_with_a_sentence(version, supported):
+    if supported:
+        ibnorm_hf._check_transformers(version)
+    else:
+        with pytest.raises(ImportError, match=rf"works with transformers >=5.17,<5.24, but {version} is installed"):
+            ibnorm_hf._check_transformers(version)

@@ -41,13 +41,16 @@ def sha256(path: Path) -> str:
 
 
 def check(archive: Path, version: str) -> None:
-    """Raise, and forget the file, if it is not the one that was pinned; say so if nothing is pinned."""
-    found, pinned = sha256(archive), PINNED.get(version)
-    if pinned is None:
-        print(f"peer: transformers {version} is not pinned in {HERE.name}/source.py; running it with SHA-256 {found}")
-    elif found != pinned:
+    """Raise, and forget the file, if it is not the one that was pinned."""
+    found = sha256(archive)
+    if found != PINNED.get(version, found):
         archive.unlink()
-        raise ValueError(f"{archive.name}: SHA-256 is {found}, pinned is {pinned}; deleted, not run")
+        raise ValueError(f"{archive.name}: SHA-256 is {found}, pinned is {PINNED[version]}; deleted, not run")
+
+
+def note(archive: Path, version: str) -> str:
+    """What to tell the reader about a version that nobody has pinned."""
+    return "" if version in PINNED else f" (not pinned in {HERE.name}/source.py, SHA-256 {sha256(archive)})"
 
 
 def fetch(version: str, cache: Path = CACHE) -> Path:
@@ -69,7 +72,8 @@ def download(version: str, cache: Path) -> None:
         requirement += f" --hash=sha256:{PINNED[version]}"
     wanted = cache / f"requirements-{version}.txt"
     wanted.write_text(requirement + "\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries", "2"]
+    command += ["--no-deps", "--no-binary", "transformers"]
     if importlib.util.find_spec("setuptools"):
         command.append("--no-build-isolation")  # nothing is built: this spares pip a second download
     command += ["-d", str(cache), "-r", str(wanted)]

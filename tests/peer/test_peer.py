@@ -67,7 +67,9 @@ def arms(tmp_path_factory: pytest.TempPathFactory, verdict: list[str]) -> Arms:
     processes = {arm: run.start(works[arm], arm, landed(), flags[arm]) for arm in ARMS}
     results = {arm: run.finish(processes[arm], works[arm], arm) for arm in ARMS}
 
-    verdict[:] = [f"peer suite of transformers {version}, {time.monotonic() - began:.0f} s:"]
+    verdict[:] = [
+        f"peer suite of transformers {version}{source.note(archive, version)}, {time.monotonic() - began:.0f} s:"
+    ]
     for name in landed():
         verdict += [f"  {name}: {results['ibnorm'][name]} (vanilla: {results['vanilla'][name]})"]
     return results

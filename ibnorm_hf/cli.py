@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code: 0 done, 1 failed on the way, 2 asked wrongly, 130 Ctrl-C."""
-    from .training.errors import UserError
+    from .errors import UserError
 
     arguments = _parser().parse_args(argv)
     try:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from ..modeling.norms import IBNorm
 from .errors import UserError
+from .paths import write_atomic
 
 
 class CompressionShares:
@@ -66,9 +67,10 @@ class RunLog(TrainerCallback):
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.last_step = state.global_step
+        # A resumed state brings the intervals of its checkpoint: those of this command count.
+        state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
-            trim_log(self.path, state.global_step)
+            self.last_step = trim_log(self.path, state.global_step)
             # On a terminal only: in a file, a bar would be thousands of lines.
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=not sys.stdout.isatty())
 
@@ -128,18 +130,24 @@ class RunLog(TrainerCallback):
             print(text, flush=True)
 
 
-def trim_log(path: Path, step: int) -> None:
-    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again."""
+def trim_log(path: Path, step: int) -> int:
+    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again.
+
+    Returns the step of the last training line kept, 0 without one.
+    """
     if not path.is_file():
-        return
-    kept = []
+        return 0
+    kept, last = [], 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(text)["step"] <= step:
+            line = json.loads(text)
+            if line["step"] <= step:
                 kept.append(text)
+                last = line["step"] if "loss" in line else last
         except (ValueError, KeyError, TypeError):
             continue
-    path.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
+    write_atomic(path, "".join(f"{text}\n" for text in kept))
+    return last
 
 
 class StopOnSignal(TrainerCallback):

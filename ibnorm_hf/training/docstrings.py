@@ -14,7 +14,8 @@ import warnings
 from pathlib import Path
 
 VERSION = 1  # raise it when the filter changes
-_COMMON = set("the of and to is in a that for be with as are this it or by if not from on an can which".split(" "))
+_COMMON_WORDS = "the of and to is in a that for be with as are this it or by if not from on an can which"
+_COMMON = frozenset(_COMMON_WORDS.split())
 _SENTENCE_END = (".", "!", "?", ".)", '."', ":")
 
 

@@ -204,11 +204,24 @@ def _parse(words: dict[str, list[str]], where: dict[str, str]) -> tuple[ModelArg
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except (ValueError, TypeError, ImportError, OSError) as error:
         message = " ".join(str(error).split())
-        named = re.search(r"--?(\w+)", message)
-        found = named.group(1) if named and named.group(1) in where else None
-        key = found or next((k for k in where if k in message), None)
-        raise UserError(f"{where[key] if key else 'recipe'}: {message.replace('argument --', 'key ')}") from None
+        culprit = _culprit(message, words)
+        hint = "" if not culprit or culprit in message else f"key {culprit}: "
+        raise UserError(f"{where.get(culprit, 'recipe')}: {hint}{_readable(message)}") from None
     return parsed[0], parsed[1], parsed[2]
+
+
+def _culprit(message: str, words: dict[str, list[str]]) -> str:
+    """The key that an error of argparse or TrainingArguments is about: named in it, or else quoted by its value."""
+    named = re.search(r"--(\w+)", message)
+    if named and named.group(1) in words:
+        return named.group(1)
+    mentioned = [key for key in words if key in message]
+    quoted = [key for key, values in words.items() if any(len(v) > 2 and v in message for v in values)]
+    return (mentioned or quoted or [""])[0]
+
+
+def _readable(message: str) -> str:
+    return re.sub(r"argument --(\w+)(/--[\w-]+)*", r"key \1", message)
 
 
 def _name(path: Path) -> str:

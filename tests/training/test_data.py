@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packing: right tokens, disjoint validation, reuse, resumption after a kill, and refusals."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ibnorm_hf.training import data as packing
+from ibnorm_hf.training.arguments import DataArguments
+from ibnorm_hf.training.blocks import BlockWriter, blocks_sha256, load_blocks
+from ibnorm_hf.training.errors import UserError
+from ibnorm_hf.training.tokenizer import END_OF_TEXT, train_bpe
+
+
+def corpus(folder: Path, documents: int = 400) -> Path:
+    path = folder / "docs.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"Document {i} tells of {i * i} things."}) + "\n" for i in range(documents))
+    )
+    return path
+
+
+def prepare(path: Path, **keys) -> packing.PreparedData:
+    defaults = {"block_size": 16, "validation_fraction": 0.1, "validation_tokens": 10_000, "tokenizer_vocab_size": 300}
+    return packing.prepare_data(
+        DataArguments(corpus=str(path), **{**defaults, **keys}), vocab_size=300, run_tokens=1000, say=lambda text: None
+    )
+
+
+def text_of(prepared: packing.PreparedData, part: str) -> str:
+    blocks = getattr(prepared, part)
+    return prepared.tokenizer.decode(np.concatenate([row["input_ids"] for row in blocks]))
+
+
+def test_every_document_is_in_exactly_one_part(tmp_path: Path):
+    prepared = prepare(corpus(tmp_path))
+    parts = {part: text_of(prepared, part).split(END_OF_TEXT) for part in ("train", "validation")}
+    expected = [f"Document {i} tells of {i * i} things." for i in range(400)]
+    # The unfinished last block of each part is dropped, so its last document may be cut.
+    train, validation = parts["train"][:-1], parts["validation"][:-1]
+    assert not set(train) & set(validation)
+    assert set(train) | set(validation) <= set(expected)
+    assert len(train) + len(validation) >= 395
+    held = [expected.index(text) for text in validation]
+    assert 20 <= len(held) <= 80
+    # Held out in contiguous pieces, several of them.
+    gaps = sum(b != a + 1 for a, b in itertools.pairwise(held))
+    assert 1 <= gaps <= len(held) // 3
+
+
+def test_bytes_per_token_counts_the_text(tmp_path: Path):
+    prepared = prepare(corpus(tmp_path))
+    description = prepared.description["train"]
+    text = text_of(prepared, "train")
+    ends = text.count(END_OF_TEXT)
+    measured = (len(text) - ends * len(END_OF_TEXT)) / description["tokens"]
+    assert description["bytes_per_token"] == pytest.approx(measured, rel=0.01)
+
+
+def test_prepared_once_and_found_again(tmp_path: Path, monkeypatch):
+    first = prepare(corpus(tmp_path))
+    monkeypatch.setattr(packing, "_materialize", lambda *a: pytest.fail("prepared twice"))
+    again = prepare(tmp_path / "docs.jsonl")
+    assert again.folder == first.folder
+    assert blocks_sha256(again.validation) == first.description["validation"]["sha256"]
+    with pytest.raises(pytest.fail.Exception):
+        prepare(tmp_path / "docs.jsonl", block_size=8)
+
+
+def test_token_budget_is_a_bound(tmp_path: Path):
+    prepared = prepare(corpus(tmp_path), token_budget=1000)
+    assert prepared.description["train"]["tokens"] == 1000 // 16 * 16
+    assert len(prepared.validation) >= 1
+
+
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch):
+    path = corpus(tmp_path)
+    monkeypatch.setattr(packing, "BATCH_CHARS", 500)
+    monkeypatch.setattr(packing, "SHARD_TOKENS", 800)
+    whole = prepare(path, validation_tokens=9_000)
+    assert len(whole.description["train"]["shards"]) > 4
+
+    # The same text elsewhere has the same key: forget the finished one, and kill the next after 8 batches.
+    finished = {part: getattr(whole, part)[:]["input_ids"].copy() for part in ("train", "validation")}
+    kept = whole.folder.rename(tmp_path / "kept")
+    encode, calls = packing._Materializer._encode, []
+
+    def dying(self, *words):
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        encode(self, *words)
+
+    monkeypatch.setattr(packing._Materializer, "_encode", dying)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(path, validation_tokens=9_000)
+    calls[:] = [1] * 100
+    resumed = prepare(path, validation_tokens=9_000)
+    assert 0 < len(calls) - 100 < 30  # fewer batches than the whole
+    for part, blocks in finished.items():
+        assert np.array_equal(getattr(resumed, part)[:]["input_ids"], blocks)
+    for key in ("documents", "train", "validation", "bad_records"):
+        assert resumed.description[key] == json.loads((kept / "data.json").read_text())[key]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n\n", b'{"text": ""}\n'])
+def test_an_empty_corpus_is_refused(tmp_path: Path, content: bytes):
+    path = tmp_path / "empty.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"empty\.jsonl' holds no text"):
+        prepare(path)
+
+
+def test_a_corpus_smaller_than_a_block_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="too small"):
+        prepare(corpus(tmp_path, documents=3), block_size=512)
+
+
+def test_a_damaged_shard_is_refused(tmp_path: Path):
+    prepared = prepare(corpus(tmp_path), validation_tokens=8_000)
+    shard = prepared.folder / prepared.description["train"]["shards"][0]["file"]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"train-00000\.arrow is missing or damaged"):
+        prepare(tmp_path / "docs.jsonl", validation_tokens=8_000)
+    shard.write_bytes(content)
+
+
+def test_tokenizer_larger_than_the_model_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"has 320 entries but model\.vocab_size is 300"):
+        prepare(corpus(tmp_path), tokenizer_vocab_size=320)
+
+
+def test_tokenizer_from_a_folder(tmp_path: Path):
+    tokenizer = train_bpe(iter(["some text to learn from"] * 20), 270)
+    tokenizer.save_pretrained(tmp_path / "tok")
+    prepared = prepare(corpus(tmp_path), tokenizer=str(tmp_path / "tok"))
+    assert prepared.description["fingerprints"]["tokenizer"] != ""
+    with pytest.raises(UserError, match="cannot be loaded"):
+        prepare(tmp_path / "docs.jsonl", tokenizer=str(tmp_path / "nothing"))
+
+
+def test_training_a_tokenizer_is_deterministic_and_lossless():
+    texts = ["Größe ☃ tabs\t and\n\n newlines, numbers 12345"] * 30
+    one, two = train_bpe(iter(texts), 300), train_bpe(iter(texts), 300)
+    assert one.get_vocab() == two.get_vocab()
+    assert one.decode(one(texts[0])["input_ids"]) == texts[0]
+
+
+def test_writer_keeps_tokens_across_shards(tmp_path: Path):
+    writer = BlockWriter(tmp_path, "t", 4, np.dtype("uint16"), max_blocks=5)
+    stream = list(range(1, 30))
+    writer.add(stream[:6], 6)
+    writer.flush()
+    state = json.loads(json.dumps(writer.state()))
+    writer = BlockWriter(tmp_path, "t", 4, np.dtype("uint16"), max_blocks=5)
+    writer.restore(state)
+    writer.add(stream[6:], 23)
+    assert writer.full
+    writer.flush()
+    rows = load_blocks(tmp_path, writer.shards)[:]["input_ids"]
+    assert np.array_equal(rows.ravel(), stream[:20])

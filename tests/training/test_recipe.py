@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: what is accepted, and one sentence for everything that is not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ibnorm_hf.training.arguments import FREE_KEYS, REFUSED_KEYS
+from ibnorm_hf.training.build import build_config
+from ibnorm_hf.training.errors import UserError
+from ibnorm_hf.training.plan import make_plan
+from ibnorm_hf.training.recipe import _known_keys, load_recipe, resolved
+from ibnorm_hf.training.run_folder import identity
+
+
+def test_command_line_overrides_file(make_recipe):
+    recipe = make_recipe("--learning_rate", "1e-3", "--model.hidden_size=48", "--norm-type", "ibnorm-t", "--bf16")
+    assert recipe.run.learning_rate == 1e-3
+    assert recipe.sizes["hidden_size"] == 48
+    assert recipe.model.norm_type == "ibnorm-t"
+    assert recipe.run.bf16 is True
+    assert build_config(recipe).norm_type == "ibnorm-t"
+
+
+def test_numbers_that_yaml_reads_as_strings(recipe_file: Path):
+    # YAML 1.1 takes `1e-3` for a string.
+    recipe_file.write_text(recipe_file.read_text().replace("1.0e-2", "1e-3"))
+    assert load_recipe(recipe_file).run.learning_rate == 1e-3
+    assert load_recipe(recipe_file, ["--model.rms_norm_eps", "1e-6"]).sizes["rms_norm_eps"] == 1e-6
+
+
+def test_resolved_recipe_is_a_recipe(make_recipe, tmp_path: Path):
+    recipe = make_recipe("--norm_lambda", 2, "--lr_scheduler_kwargs", '{"num_cycles": 0.4}', "--weight_decay", 0.1)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(resolved(recipe)))
+    again = load_recipe(path)
+    assert resolved(again) == resolved(recipe)
+    assert again.run.lr_scheduler_kwargs == {"num_cycles": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lerning_rate", "1"], "command line: unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+        (["--learning_rate", "fast"], "command line: key learning_rate: invalid float value: 'fast'"),
+        (["--max_steps", "1.5"], "command line: key max_steps: invalid int value: '1.5'"),
+        (["--bf16", "perhaps"], "bf16"),
+        (["--lr_scheduler_type", "cosin"], "command line: key lr_scheduler_type: cosin is not a valid"),
+        (["--max_steps", "0"], "key max_steps must be at least 1"),
+        (["--model.hiden_size", "8"], "unknown key 'model.hiden_size'; did you mean 'hidden_size'?"),
+        (["--model.hidden_size", "wide"], "key model.hidden_size: 'wide' is not a whole number"),
+        (["--model.hidden_size", "33"], "33"),
+        (["--model.norm_type", "dyt"], "write norm_type"),
+        (["--norm_type", "ibnorm-q"], "ibnorm-q"),
+        (["--norm_lambda", "0"], "lambda"),
+        (["--norm_lambda", "nan"], "lambda"),
+        (["--model_type", "lama"], "unknown model type 'lama'; did you mean"),
+        (["--model_type", "llama", "--norm_type", "ibnorm-l"], "use model_type ibnorm_llama"),
+        (["--block_size", "128"], "block_size 128 exceeds the model's 64 positions"),
+        (["--global_batch_size", "6"], "must be a multiple of per_device_train_batch_size x processes = 4"),
+        (["--global_batch_size", "8", "--gradient_accumulation_steps", "3"], "which needs 2"),
+        (["--resume_from_checkpoint", "x"], "use `resume`"),
+        (["--hub_token", "hf_x"], "secrets do not belong"),
+        (["stray"], "'stray' is not a --key"),
+        (["--seed"], "seed"),
+        (["--validation_fraction", "2"], "between 0 and 0.5"),
+        (["--eval_strategy", "epoch"], "a run has no epochs"),
+    ],
+)
+def test_mistakes_are_one_sentence(make_recipe, words, said):
+    with pytest.raises(UserError) as caught:
+        make_plan(make_recipe(*words))
+    message = str(caught.value)
+    assert said in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_steps: [", "line 1: not valid YAML"),
+        ("- a\n- b\n", "a recipe is a mapping"),
+        ("seed: 1\nseed: 2\n", "line 2: not valid YAML: key 'seed' is there twice"),
+        ("model: big\n", "key 'model' is a mapping of sizes"),
+        ("corpos: embedded\n", "unknown key 'corpos'; did you mean 'corpus'?"),
+        ("? [1, 2]\n: x\n", "not valid YAML"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_broken_files_are_one_sentence(tmp_path: Path, text, said):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"broken\.yaml") as caught:
+        load_recipe(path)
+    assert said in str(caught.value)
+
+
+def test_missing_and_binary_files(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_recipe(tmp_path / "nowhere.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe(tmp_path / "b.yaml")
+
+
+def test_accumulation_follows_from_the_global_batch(make_recipe):
+    recipe = make_recipe("--global_batch_size", 12)
+    assert recipe.run.gradient_accumulation_steps == 3
+    # How the batch is split does not make it another run; its size does.
+    split = make_recipe("--global_batch_size", 12, "--per_device_train_batch_size", 2)
+    assert identity(resolved(split)) == identity(resolved(recipe))
+    assert identity(resolved(make_recipe("--global_batch_size", 16))) != identity(resolved(recipe))
+
+
+def test_key_tables_name_keys_that_exist():
+    known = _known_keys()
+    assert set(known) >= FREE_KEYS - {"project"}
+    assert not set(REFUSED_KEYS) & FREE_KEYS

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading corpora: formats, and bad input that is counted, named, and stopped at a limit."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from ibnorm_hf.training.arguments import DataArguments
+from ibnorm_hf.training.docstrings import module_prose, prose_paragraphs
+from ibnorm_hf.training.errors import UserError
+from ibnorm_hf.training.sources import MAX_LINE_BYTES, FileSource, open_source
+
+TEXTS = ["First text.\nSecond line.", "Ünïcode ☃ text", "last"]
+
+
+def read(path: Path, **keys) -> tuple[list[str], FileSource]:
+    source = open_source(DataArguments(corpus=str(path), **keys))
+    assert isinstance(source, FileSource)
+    return [piece.text for piece, _ in source.pieces()], source
+
+
+def as_jsonl(texts: list) -> bytes:
+    return "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
+
+
+def test_json_lines_plain_and_packed(tmp_path: Path):
+    content = as_jsonl(TEXTS)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress(content))
+    (tmp_path / "ignored.py").write_text("not text")
+    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.xz"):
+        assert read(tmp_path / name)[0] == TEXTS
+    assert read(tmp_path)[0] == TEXTS * 3
+
+
+def test_parquet(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"body": [*TEXTS, None, ""]}), tmp_path / "a.parquet")
+    texts, source = read(tmp_path / "a.parquet", text_column="body")
+    assert texts == TEXTS
+    assert source.bad.counts == {"no text": 1, "empty": 1}
+    with pytest.raises(UserError, match="no column 'text', only body; set text_column"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_text_file_is_one_document_cut_at_blank_lines(tmp_path: Path):
+    paragraphs = [f"Paragraph {i}. " * 30 + "\n" for i in range(200)]
+    (tmp_path / "a.txt").write_text("\n".join(paragraphs))
+    source = open_source(DataArguments(corpus=str(tmp_path / "a.txt")))
+    pieces = [piece for piece, _ in source.pieces()]
+    assert "".join(p.text for p in pieces) == "\n".join(paragraphs)
+    assert len(pieces) > 10
+    assert [p.ends_document for p in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_reading_goes_on_from_any_state(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl([f"t{i}" for i in range(5)]))
+    (tmp_path / "b.jsonl").write_bytes(as_jsonl([f"u{i}" for i in range(5)]))
+    source = open_source(DataArguments(corpus=str(tmp_path)))
+    read_once = list(source.pieces())
+    for number, (_, state) in enumerate(read_once):
+        rest = [piece.text for piece, _ in source.pieces(state)]
+        assert rest == [piece.text for piece, _ in read_once[number + 1 :]]
+
+
+def test_bad_records_are_counted_and_named(tmp_path: Path):
+    path = tmp_path / "bad.jsonl"
+    lines = [b'{"text": "good"}', b"{broken", b'{"text": ""}', b'{"other": 1}', b"[1]", b'{"text": 7}']
+    lines += [b'{"text": "\xff"}', b'{"text": "a\\u0000b"}', b'{"text": "good too"}']
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    texts, source = read(path)
+    assert texts == ["good", "good too"]
+    assert source.bad.counts == {
+        "malformed JSON": 1,
+        "empty": 1,
+        "no text": 2,
+        "text is not a string": 1,
+        "not UTF-8": 1,
+        "binary": 1,
+    }
+    assert source.bad.first[0] == f"{path}:2 (malformed JSON)"
+    with pytest.raises(UserError, match=r"more than max_bad_records = 3 unreadable records, first .*bad.jsonl:2"):
+        read(path, max_bad_records=3)
+
+
+def test_a_huge_line_is_skipped_not_loaded(tmp_path: Path):
+    path = tmp_path / "huge.jsonl"
+    path.write_bytes(b'{"text": "' + b"x" * (MAX_LINE_BYTES + 9) + b'"}\n' + as_jsonl(["after"]))
+    texts, source = read(path)
+    assert texts == ["after"]
+    assert source.bad.counts == {"line over 16 MiB": 1}
+
+
+@pytest.mark.parametrize(("name", "packed"), [("a.txt.xz", lzma.compress), ("a.txt.gz", gzip.compress)])
+def test_a_truncated_archive_is_named(tmp_path: Path, name, packed):
+    (tmp_path / name).write_bytes(packed(b"some text\n" * 5000)[:-20])
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        read(tmp_path / name)
+
+
+def test_a_damaged_parquet_is_named(tmp_path: Path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense PAR1")
+    with pytest.raises(UserError, match=r"a\.parquet is damaged"):
+        read(tmp_path / "a.parquet")
+
+
+def test_places_that_do_not_exist(tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist"):
+        open_source(DataArguments(corpus=str(tmp_path / "missing.txt")))
+    with pytest.raises(UserError, match="does not exist"):
+        open_source(DataArguments(corpus="missing.jsonl"))
+    with pytest.raises(UserError, match=r"holds no \.txt"):
+        open_source(DataArguments(corpus=str(tmp_path)))
+
+
+def test_fingerprint_follows_the_content(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    first = open_source(DataArguments(corpus=str(path))).fingerprint()
+    path.write_text("two")
+    assert open_source(DataArguments(corpus=str(path))).fingerprint() != first
+    path.write_text("one")
+    assert open_source(DataArguments(corpus=str(path))).fingerprint() == first
+
+
+PROSE = "The optimizer keeps a copy of the weights, and this copy is updated after every step of the training loop."
+
+
+def test_prose_filter_keeps_sentences():
+    docstring = (
+        f"{PROSE}\n\n>>> f(1)\n1\n\nArgs:\n    x (int): a number\n\n    y = a @ b + c * d - e / f ** g.\n\n{PROSE}"
+    )
+    assert prose_paragraphs(docstring) == [PROSE, PROSE]
+
+
+def test_modules_are_parsed_not_executed(tmp_path: Path):
+    path = tmp_path / "evil.py"
+    path.write_text(f'"""{PROSE}"""\nraise SystemExit("executed")\n\ndef f():\n    """Short."""\n')
+    assert module_prose(str(path)) == [PROSE]
+    path.write_text("def broken(:")
+    assert module_prose(str(path)) == []

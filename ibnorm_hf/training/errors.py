@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exception that a user is meant to read; it is shared by all rooms and lives in ``ibnorm_hf.errors``."""
+"""``UserError`` stands in ``ibnorm_hf.errors``, where publishing and evaluation share it."""
 
-from ..errors import UserError as UserError
+from ..errors import UserError
+
+__all__ = ["UserError"]

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ib_norm``: the readable reference, and the default path that saves only x and three scalars a row."""
 
+import os
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .compression import Compression, canonical_name, get_compression, unknown_name
+from .eager import EAGER, Kernels
+from .fused_cpu import FUSED_CPU, supports
 
 NORM_ORDERS = ("compress-first", "standardize-first")
+BACKENDS = ("reference", "eager", "compiled")
 
 
 def check_lambda(norm_lambda: float) -> float:
@@ -27,6 +33,19 @@ def check_order(norm_order: str) -> str:
     return order
 
 
+def check_backend(backend: str | None) -> str | None:
+    """Return the canonical name of a backend, None for None; ValueError for an unknown one."""
+    if backend is None:
+        return None
+    name = canonical_name(backend)
+    if name not in BACKENDS:
+        raise unknown_name("backend", backend, BACKENDS)
+    return name
+
+
+_BACKEND = check_backend(os.environ.get("IBNORM_BACKEND") or None)
+
+
 def ib_norm(
     x: Tensor,
     weight: Tensor | None = None,
@@ -36,6 +55,7 @@ def ib_norm(
     norm_lambda: float | None = None,
     eps: float = 1e-5,
     norm_order: str = "compress-first",
+    backend: str | None = None,
 ) -> Tensor:
     """IBNorm over the last dimension: compress toward the mean, standardize, affine.
 
@@ -50,6 +70,8 @@ def ib_norm(
         norm_type: ``ibnorm-l``, ``-t``, ``-s``, ``-sqrt`` or a registered compression.
         norm_lambda: where compression sets in, in units of x; None takes the variant's default.
         eps: added to the variance.
+        backend: None chooses by device, dtype and shape; ``reference``, ``eager`` or ``compiled`` (a C++ kernel on CPU)
+            asks for one, as does the environment variable ``IBNORM_BACKEND``; what cannot take x runs ``eager``.
 
     Returns:
         A tensor of x's shape and dtype. For backward, x, weight and three scalars a row are kept.
@@ -59,15 +81,23 @@ def ib_norm(
     """
     compression = get_compression(norm_type)
     lam = compression.default_lambda if norm_lambda is None else check_lambda(norm_lambda)
-    return apply_ib_norm(x, weight, bias, compression, lam, eps, check_order(norm_order))
+    return apply_ib_norm(x, weight, bias, compression, lam, eps, check_order(norm_order), check_backend(backend))
 
 
 def apply_ib_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float, order: str
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    compression: Compression,
+    lam: float,
+    eps: float,
+    order: str,
+    backend: str | None = None,
 ) -> Tensor:
     """``ib_norm`` with its arguments already checked: what the modules call at every step."""
-    function = _CompressFirst if order == "compress-first" else _StandardizeFirst
-    return function.apply(x, weight, bias, compression, lam, eps)[0]
+    if (backend or _BACKEND) == "reference":
+        return _reference(x, weight, bias, compression, lam, eps, order)
+    return _IBNorm.apply(x, weight, bias, compression, lam, eps, order, backend)[0]
 
 
 def ib_norm_reference(
@@ -83,7 +113,13 @@ def ib_norm_reference(
     """What every other path is tested against: the definition, in x's own dtype, differentiated by autograd."""
     compression = get_compression(norm_type)
     lam = compression.default_lambda if norm_lambda is None else check_lambda(norm_lambda)
-    if check_order(norm_order) == "compress-first":
+    return _reference(x, weight, bias, compression, lam, eps, check_order(norm_order))
+
+
+def _reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float, order: str
+) -> Tensor:
+    if order == "compress-first":
         d = x - x.mean(-1, keepdim=True)
         z = _standardize(lam * _Compress.apply(d / lam, compression), eps)
     else:
@@ -118,108 +154,53 @@ class _Compress(torch.autograd.Function):
         return ds * ctx.compression.dg(u, _Compress.apply(u, ctx.compression)), None
 
 
-class _Recompute(torch.autograd.Function):
-    """Saves x, weight and one statistic tensor (..., 3) or (..., 2); everything else is recomputed in backward."""
+class _IBNorm(torch.autograd.Function):
+    """Saves x, weight and three scalars a row (two for standardize-first); backward recomputes the rest."""
 
     generate_vmap_rule = True
 
     @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        compression: Compression,
+        lam: float,
+        eps: float,
+        order: str,
+        backend: str | None,
+    ) -> tuple[Tensor, ...]:
+        return _kernels(x, compression, order, backend).forward(x, weight, bias, compression, lam, eps, order)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, bias, ctx.compression, ctx.lam, ctx.eps = inputs
-        ctx.weight_dtype = None if weight is None else weight.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        x, weight, bias, *ctx.options = inputs
+        ctx.dtypes = tuple(None if t is None else t.dtype for t in (weight, bias))
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(x, weight, *output[1:])
 
-
-class _CompressFirst(_Recompute):
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float
-    ) -> tuple[Tensor, ...]:
-        x32 = _at_least_float32(x)
-        mean_x = x32.mean(-1, keepdim=True)
-        c = lam * compression.g((x32 - mean_x) / lam)
-        mean_c, rstd = _moments(c, eps)
-        return _affine((c - mean_c) * rstd, weight, bias).to(x.dtype), mean_x, mean_c, rstd
-
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        x, weight, mean_x, mean_c, rstd = ctx.saved_tensors
-        x32, dy32 = _at_least_float32(x), _at_least_float32(dy)
-        differentiable = _create_graph()
-        if differentiable:  # saved statistics are constants: a second derivative needs them as functions of x
-            mean_x = x32.mean(-1, keepdim=True)
-        u = (x32 - mean_x) / ctx.lam
-        s = _Compress.apply(u, ctx.compression) if differentiable else ctx.compression.g(u)
-        c = ctx.lam * s
-        if differentiable:
-            mean_c, rstd = _moments(c, ctx.eps)
-        z = (c - mean_c) * rstd
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dc = _standardize_backward(dy32 if weight is None else dy32 * weight, z, rstd)
-            dd = ctx.compression.dg(u, s) * dc
-            dx = (dd - dd.mean(-1, keepdim=True)).to(x.dtype)
-        return dx, *_affine_backward(ctx, dy32, z, weight), None, None, None
+        x, weight, *statistics = ctx.saved_tensors
+        compression, lam, eps, order, backend = ctx.options
+        kernels = _kernels(x, compression, order, backend)
+        # Gradients are recorded inside a backward only for create_graph=True. Saved statistics are constants, and a
+        # second derivative needs them as functions of x. A traced backward is never differentiated.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            kernels = EAGER
+            compression = replace(compression, g=partial(_Compress.apply, compression=compression))
+            _, *statistics = EAGER.forward(x, None, None, compression, lam, eps, order)
+        wanted = ctx.needs_input_grad[:3]
+        dx, *sums = kernels.backward(dy, x, weight, tuple(statistics), compression, lam, order, wanted)
+        dweight, dbias = (s if s is None else s.to(t) for s, t in zip(sums, ctx.dtypes, strict=True))
+        return dx, dweight, dbias, None, None, None, None, None
 
 
-class _StandardizeFirst(_Recompute):
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float
-    ) -> tuple[Tensor, ...]:
-        x32 = _at_least_float32(x)
-        mean, rstd = _moments(x32, eps)
-        z = lam * compression.g((x32 - mean) * rstd / lam)
-        return _affine(z, weight, bias).to(x.dtype), mean, rstd
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd = ctx.saved_tensors
-        x32, dy32 = _at_least_float32(x), _at_least_float32(dy)
-        differentiable = _create_graph()
-        if differentiable:  # as above
-            mean, rstd = _moments(x32, ctx.eps)
-        h = (x32 - mean) * rstd
-        u = h / ctx.lam
-        s = _Compress.apply(u, ctx.compression) if differentiable else ctx.compression.g(u)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dz = dy32 if weight is None else dy32 * weight
-            dx = _standardize_backward(ctx.compression.dg(u, s) * dz, h, rstd).to(x.dtype)
-        return dx, *_affine_backward(ctx, dy32, ctx.lam * s, weight), None, None, None
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _create_graph() -> bool:
-    # Gradients are recorded inside a backward only for create_graph=True; a traced backward is never differentiated.
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
-def _moments(c: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    variance, mean = torch.var_mean(c, -1, correction=0, keepdim=True)
-    return mean, torch.rsqrt(variance + eps)
-
-
-def _affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if weight is not None:
-        z = z * weight
-    return z if bias is None else z + bias
-
-
-def _standardize_backward(dz: Tensor, z: Tensor, rstd: Tensor) -> Tensor:
-    return rstd * (dz - dz.mean(-1, keepdim=True) - z * (dz * z).mean(-1, keepdim=True))
-
-
-def _affine_backward(ctx: Any, dy: Tensor, z: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    dweight = dbias = None
-    width = dy.shape[-1]
-    if ctx.needs_input_grad[1]:
-        dweight = (dy * z).reshape(-1, width).sum(0).to(ctx.weight_dtype)
-    if ctx.needs_input_grad[2]:
-        dbias = dy.reshape(-1, width).sum(0).to(ctx.bias_dtype)
-    return dweight, dbias
+def _kernels(x: Tensor, compression: Compression, order: str, backend: str | None) -> Kernels:
+    """What runs: the fastest that can take x, unless one is asked for."""
+    if torch.compiler.is_compiling():
+        return EAGER  # inductor fuses the plain operations with their neighbours
+    backend = backend or _BACKEND
+    if backend in (None, "compiled") and supports(x, compression, order):
+        return FUSED_CPU
+    return EAGER

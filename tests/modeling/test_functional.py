@@ -2,8 +2,9 @@
 """The default path against the reference, the mathematics, and torch's transforms."""
 
 import hashlib
-import importlib.util
 import sys
+import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ibnorm_hf import IBNorm, ib_norm, register_compression
 from ibnorm_hf.modeling import compression as compression_module
-from ibnorm_hf.modeling import functional
-from ibnorm_hf.modeling.functional import ib_norm_reference
+from ibnorm_hf.modeling import eager, functional, fused_cpu
+from ibnorm_hf.modeling.compression import get_compression
+from ibnorm_hf.modeling.eager import EAGER
+from ibnorm_hf.modeling.functional import _kernels, ib_norm_reference
+from ibnorm_hf.modeling.fused_cpu import FUSED_CPU
 
 from .checks import LAYOUTS, ORDERS, VARIANTS, WIDTHS, assert_matches_reference, gradients, make_input
 
 HALF = (torch.float16, torch.bfloat16)
+BACKENDS = ("eager", "compiled")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -26,9 +31,20 @@ HALF = (torch.float16, torch.bfloat16)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_default_path_matches_reference(variant, order, dtype, width, layout):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_path_matches_reference(backend, variant, order, dtype, width, layout):
     x = make_input(5, width, dtype, layout)
-    assert_matches_reference(ib_norm, x, norm_type=variant, norm_order=order, norm_lambda=1.5)
+    assert_matches_reference(partial(ib_norm, backend=backend), x, norm_type=variant, norm_order=order, norm_lambda=1.5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_rows_on_several_threads(backend):
+    assert_matches_reference(partial(ib_norm, backend=backend), make_input(301, 760, torch.float32).view(7, 43, 760))
+
+
+def test_the_default_path_on_cpu_is_the_compiled_one():
+    assert _kernels(torch.randn(4, 8), get_compression("ibnorm-l"), "compress-first", None) is FUSED_CPU
+    assert _kernels(torch.randn(4, 8).double(), get_compression("ibnorm-l"), "compress-first", None) is EAGER
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -44,34 +60,64 @@ def test_gradcheck_and_gradgradcheck(variant, order):
     assert torch.autograd.gradgradcheck(norm, (x, weight, bias))
 
 
-# A wrong backward that the checks above would let pass is a hole in them: each of these edits must be caught.
+# A wrong path that the checks above would let pass is a hole in them: each of these edits must be caught.
 MUTANTS = {
     "mean of the gradient dropped": ("dd - dd.mean(-1, keepdim=True)", "dd"),
     "mean(dz) dropped": ("dz - dz.mean(-1, keepdim=True) - z", "dz - z"),
     "mean(dz z) dropped": (" - z * (dz * z).mean(-1, keepdim=True)", ""),
-    "g' dropped": ("dd = ctx.compression.dg(u, s) * dc", "dd = dc"),
-    "wrong lambda in backward": ("u = (x32 - mean_x) / ctx.lam", "u = (x32 - mean_x) / (2 * ctx.lam)"),
-    "weight dropped from dx": ("dy32 if weight is None else dy32 * weight, z, rstd", "dy32, z, rstd"),
+    "g' dropped": ("dd = compression.dg(u, s) * dc", "dd = dc"),
+    "wrong lambda in backward": ("u = (x32 - mean_x) / lam", "u = (x32 - mean_x) / (2 * lam)"),
+    "weight dropped from dx": ("dy32 if weight is None else dy32 * weight", "dy32"),
     "rstd dropped": ("return rstd * (dz", "return (dz"),
-    "weight gradient without z": ("(dy * z).reshape", "dy.reshape"),
-    "forward: mean of c kept": ("_affine((c - mean_c) * rstd", "_affine(c * rstd"),
+    "weight gradient without z": ("(dy32 * out).reshape", "dy32.reshape"),
+    "forward: mean of c kept": ("z = (c - mean_c) * rstd", "z = c * rstd"),
     "forward: factor lambda lost": ("c = lam * compression.g(", "c = compression.g("),
+}
+CPP_MUTANTS = {
+    "mean of the gradient dropped": ("store(dxr, i, grad[i] - mean_d)", "store(dxr, i, grad[i])"),
+    "mean(dz) dropped": ("slope[i] * (rstd * (grad[i] - mean_dz - z[i]", "slope[i] * (rstd * (grad[i] - z[i]"),
+    "mean(dz z) dropped": ("sum_z += dz * standardized", "sum_z += 0"),
+    "g' dropped": ("const float d = slope[i] * (rstd", "const float d = (rstd"),
+    "wrong lambda in backward": ("scale = CompressFirst ? inverse : inverse * rstd", "scale = 2 * inverse"),
+    "weight dropped from dx": ("CompressFirst ? load(dyr, i) * w[i] :", "CompressFirst ? load(dyr, i) :"),
+    "forward: mean of c kept": ("write_affine(y + row * width, c, mean_c,", "write_affine(y + row * width, c, 0.0f,"),
+    "log1p coefficient wrong": ("p = p * f + 0.3333333134651184f", "p = p * f + 0.333f"),
 }
 
 
+def apply_mutation(source, original, mutation):
+    assert source.count(original) == 1, "the mutated line moved: mend the table of mutants"
+    return source.replace(original, mutation)
+
+
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutants_are_caught(name, monkeypatch):
-    original, mutation = MUTANTS[name]
-    source = Path(functional.__file__).read_text()
-    assert source.count(original) == 1, "the mutated line moved: mend this table"
-    spec = importlib.util.spec_from_loader("ibnorm_hf.modeling.mutant", loader=None)
-    mutant = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, mutant)
-    exec(compile(source.replace(original, mutation), "mutant", "exec"), mutant.__dict__)
+def test_mutants_of_the_torch_path_are_caught(name, monkeypatch):
+    source = apply_mutation(Path(eager.__file__).read_text(), *MUTANTS[name])
+    mutant = types.ModuleType("ibnorm_hf.modeling.mutant")
+    monkeypatch.setitem(sys.modules, mutant.__name__, mutant)
+    exec(compile(source, "mutant", "exec"), mutant.__dict__)
     x = make_input(5, 24, torch.float32)
-    assert_matches_reference(ib_norm, x, norm_lambda=1.5)
-    with pytest.raises(AssertionError):
-        assert_matches_reference(mutant.ib_norm, x, norm_lambda=1.5)
+    assert_matches_reference(partial(ib_norm, backend="eager"), x, norm_lambda=1.5)
+    monkeypatch.setattr(functional, "EAGER", mutant.EAGER)
+    with pytest.raises(AssertionError, match="differ"):
+        assert_matches_reference(partial(ib_norm, backend="eager"), x, norm_lambda=1.5)
+
+
+@pytest.mark.parametrize("name", CPP_MUTANTS)
+def test_mutants_of_the_cpu_kernel_are_caught(name, monkeypatch, tmp_path):
+    mutant = tmp_path / "fused_cpu.cpp"
+    mutant.write_text(apply_mutation(fused_cpu._SOURCE.read_text(), *CPP_MUTANTS[name]))
+    x = make_input(5, 24, torch.float32)
+    assert_matches_reference(partial(ib_norm, backend="compiled"), x, norm_lambda=1.5)
+    monkeypatch.setattr(fused_cpu, "_SOURCE", mutant)
+    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path))
+    fused_cpu._library.cache_clear()
+    try:
+        with pytest.raises(AssertionError, match="differ"):
+            assert_matches_reference(partial(ib_norm, backend="compiled"), x, norm_lambda=1.5)
+        assert list(tmp_path.glob("kernels/*.so"))
+    finally:
+        fused_cpu._library.cache_clear()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -119,8 +165,10 @@ def test_small_inputs_stay_above_eps():
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_hard_inputs(variant, order, dtype):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hard_inputs(backend, variant, order, dtype):
     options = {"norm_type": variant, "norm_order": order}
+    ib_norm = partial(functional.ib_norm, backend=backend)
     offset = (make_input(4, 64, torch.float32) + 1000).to(dtype)
     assert_matches_reference(ib_norm, offset, tolerance=2e-3 if dtype == torch.float32 else 2e-2, **options)
     constant = torch.full((4, 64), 3.0, dtype=dtype)
@@ -133,13 +181,16 @@ def test_hard_inputs(variant, order, dtype):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_huge_values_stay_finite_and_infinity_gives_nan(variant):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huge_values_stay_finite_and_infinity_gives_nan(backend, variant):
+    ib_norm = partial(functional.ib_norm, backend=backend)
     x = make_input(4, 64, torch.float32) * 1e29
     for t in gradients(lambda t: ib_norm(t, norm_type=variant), x, cotangent=torch.ones_like(x)):
         assert torch.isfinite(t).all()
     x[0, 0] = torch.inf
+    x[1, 0] = torch.nan
     y = ib_norm(x, norm_type=variant)
-    assert y[0].isnan().any() and torch.isfinite(y[1:]).all()
+    assert y[:2].isnan().all() and torch.isfinite(y[2:]).all()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -157,7 +208,10 @@ def test_gradient_lives_at_zero_deviation(variant):
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_saves_no_more_than_layer_norm_and_three_scalars_a_row(dtype, order, affine):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_saves_no_more_than_layer_norm_and_three_scalars_a_row(backend, dtype, order, affine):
+    ib_norm = partial(functional.ib_norm, backend=backend)
+
     def saved_bytes(function):
         seen = {}
 
@@ -186,11 +240,14 @@ def test_saves_nothing_without_a_gradient():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_never_writes_to_the_callers_tensors_and_repeats_exactly(order):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_never_writes_to_the_callers_tensors_and_repeats_exactly(backend, order):
+    ib_norm = partial(functional.ib_norm, backend=backend)
+
     def digest(*tensors):
         return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
 
-    x, dy = make_input(16, 192, torch.float32), make_input(16, 192, torch.float32, seed=1)
+    x, dy = make_input(300, 192, torch.float32), make_input(300, 192, torch.float32, seed=1)
     weight = make_input(1, 192, torch.float32, seed=2)[0]
     before = digest(x, dy, weight)
     first = gradients(lambda a, w: ib_norm(a, w, norm_order=order), x, weight, cotangent=dy)
@@ -237,6 +294,21 @@ def test_transforms_of_torch():
     assert meta.shape == x.shape and meta.is_meta
 
 
+def test_without_a_compiler_one_line_is_logged_and_the_torch_path_runs(monkeypatch, tmp_path):
+    lines = []
+    monkeypatch.setattr(fused_cpu.logger, "warning", lines.append)
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path))
+    fused_cpu._library.cache_clear()
+    try:
+        x = make_input(5, 24, torch.float32)
+        assert torch.equal(ib_norm(x), ib_norm(x, backend="eager"))
+        ib_norm(x, norm_type="ibnorm-t")
+    finally:
+        fused_cpu._library.cache_clear()
+    assert len(lines) == 1 and "/nowhere/g++" in lines[0] and "slower torch path" in lines[0]
+
+
 def test_checkpointing_is_bit_equal():
     x, dy = make_input(6, 24, torch.float32), make_input(6, 24, torch.float32, seed=1)
     plain = gradients(ib_norm, x, cotangent=dy)
@@ -260,6 +332,7 @@ def test_autocast_keeps_the_dtype_and_the_value(dtype):
         ({"norm_order": "compres-first"}, r"Did you mean 'compress-first'\?"),
         ({"norm_lambda": 0}, "norm_lambda must be a finite number above 0, got 0"),
         ({"norm_lambda": float("nan")}, "norm_lambda must be a finite number above 0, got nan"),
+        ({"backend": "trition"}, "Unknown backend 'trition'; known: compiled, eager, reference"),
         ({"norm_lambda": True}, "norm_lambda must be a finite number above 0, got True"),
     ],
 )

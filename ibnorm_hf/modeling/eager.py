@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IBNorm in plain torch operations: what runs everywhere, and what torch.compile fuses."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .compression import Compression
+
+
+class Kernels(NamedTuple):
+    """One way to compute IBNorm; every backend has the signatures of ``forward`` and ``backward`` below."""
+
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float, order: str
+) -> tuple[Tensor, ...]:
+    """(y, *statistics): y of x's shape and dtype; each statistic (..., 1) in float32, or float64 for float64 x.
+
+    Compress-first keeps mean(x), mean(c) and 1/std(c); standardize-first keeps mean(x) and 1/std(x).
+    """
+    x32 = _at_least_float32(x)
+    if order == "compress-first":
+        mean_x = x32.mean(-1, keepdim=True)
+        c = lam * compression.g((x32 - mean_x) / lam)
+        mean_c, rstd = _moments(c, eps)
+        z = (c - mean_c) * rstd
+        statistics: tuple[Tensor, ...] = (mean_x, mean_c, rstd)
+    else:
+        mean_x, rstd = _moments(x32, eps)
+        z = lam * compression.g((x32 - mean_x) * rstd / lam)
+        statistics = (mean_x, rstd)
+    if weight is not None:
+        z = z * weight
+    if bias is not None:
+        z = z + bias
+    return z.to(x.dtype), *statistics
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: tuple[Tensor, ...],
+    compression: Compression,
+    lam: float,
+    order: str,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dweight, dbias), None where not ``wanted``; dx in x's dtype, the others (width,) in the statistics'."""
+    x32, dy32 = _at_least_float32(x), _at_least_float32(dy)
+    dz = dy32 if weight is None else dy32 * weight
+    dx = None
+    if order == "compress-first":
+        mean_x, mean_c, rstd = statistics
+        u = (x32 - mean_x) / lam
+        s = compression.g(u)
+        out = (lam * s - mean_c) * rstd
+        if wanted[0]:
+            dc = _standardize_backward(dz, out, rstd)
+            dd = compression.dg(u, s) * dc
+            dx = (dd - dd.mean(-1, keepdim=True)).to(x.dtype)
+    else:
+        mean_x, rstd = statistics
+        h = (x32 - mean_x) * rstd
+        u = h / lam
+        s = compression.g(u)
+        out = lam * s
+        if wanted[0]:
+            dx = _standardize_backward(compression.dg(u, s) * dz, h, rstd).to(x.dtype)
+    width = x.shape[-1]
+    dweight = (dy32 * out).reshape(-1, width).sum(0) if wanted[1] else None
+    dbias = dy32.reshape(-1, width).sum(0) if wanted[2] else None
+    return dx, dweight, dbias
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _moments(c: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(c, -1, correction=0, keepdim=True)
+    return mean, torch.rsqrt(variance + eps)
+
+
+def _standardize_backward(dz: Tensor, z: Tensor, rstd: Tensor) -> Tensor:
+    return rstd * (dz - dz.mean(-1, keepdim=True) - z * (dz * z).mean(-1, keepdim=True))
+
+
+EAGER = Kernels(forward, backward)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IBNorm on the CPU in one pass a direction, by a small C++ library that the machine's own compiler builds.
+
+It is built once per machine, compression and order, in one to two seconds at the first call, and kept under
+``$IBNORM_CACHE`` (default ``~/.cache/ibnorm_hf``). Where no compiler is found, one log line says so and the plain
+torch path runs instead. Nothing is built at install or import.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from .compression import Compression
+from .eager import Kernels
+
+logger = logging.get_logger(__name__)
+
+MAX_WIDTH = 65536
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_STRUCTS = {"ibnorm-l": "Log", "ibnorm-t": "Tanh", "ibnorm-s": "Softsign", "ibnorm-sqrt": "Sqrt"}
+_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
+_SERIAL_BELOW = 32768  # elements; torch's own threshold for leaving work to one thread
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("x_stride", ctypes.c_int64),
+        ("dy_stride", ctypes.c_int64),
+        ("lam", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+def supports(x: Tensor, compression: Compression, order: str) -> bool:
+    """Whether this path can take x: a plain CPU tensor of float32 or half precision, and a library that was built."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in _TYPES
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and 0 < x.shape[-1] <= MAX_WIDTH
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.jit.is_tracing()
+        and hasattr(_library(compression.name, order), f"forward_{_TYPES[x.dtype]}")
+    )
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float, order: str
+) -> tuple[Tensor, ...]:
+    """As ``eager.forward``."""
+    rows = _rows(x)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    count = 3 if order == "compress-first" else 2
+    statistics = [torch.empty(*x.shape[:-1], 1, dtype=torch.float32) for _ in range(count)]
+    if bias is not None and weight is None:
+        weight = torch.ones_like(bias)
+    weight, bias = _float32(weight), _float32(bias)
+    call = getattr(_library(compression.name, order), f"forward_{_TYPES[x.dtype]}")
+    pointers = (rows, weight, bias, y, *statistics, *[None] * (3 - count))
+    call(*map(_pointer, pointers), ctypes.byref(_shape(rows, 0, lam, eps)))
+    return y, *statistics
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: tuple[Tensor, ...],
+    compression: Compression,
+    lam: float,
+    order: str,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As ``eager.backward``. Sums over rows are taken a thread at a time in fixed order: repeats are bit-identical."""
+    rows, dy_rows = _rows(x), _rows(dy)
+    dx = torch.empty(x.shape, dtype=x.dtype)
+    shape = _shape(rows, dy_rows.stride(0), lam, 0.0)
+    weight = _float32(weight)
+    sums = [torch.zeros(shape.threads, x.shape[-1]) if want else None for want in wanted[1:]]
+    call = getattr(_library(compression.name, order), f"backward_{_TYPES[x.dtype]}")
+    pointers = (dy_rows, rows, weight, *statistics, *[None] * (3 - len(statistics)), dx, *sums)
+    call(*map(_pointer, pointers), ctypes.byref(shape))
+    dweight, dbias = (None if s is None else s.sum(0) for s in sums)
+    return dx, dweight, dbias
+
+
+FUSED_CPU = Kernels(forward, backward)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(rows, width) with contiguous rows at a fixed stride: a view where the layout allows it, else a copy."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
+
+
+def _float32(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().float().contiguous()
+
+
+def _pointer(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _shape(rows: Tensor, dy_stride: int, lam: float, eps: float) -> _Shape:
+    threads = 1 if rows.numel() < _SERIAL_BELOW else torch.get_num_threads()
+    return _Shape(rows.shape[0], rows.shape[1], rows.stride(0), dy_stride, lam, eps, threads)
+
+
+@functools.cache
+def _library(name: str, order: str) -> ctypes.CDLL | None:
+    """The built library for a built-in compression, or None; the reason is logged once."""
+    if name not in _STRUCTS or not _SOURCE.exists():
+        return None
+    try:
+        library = ctypes.CDLL(str(_build(name, order)))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log_once(str(error))
+        return None
+    for dtype in _TYPES.values():
+        for direction, count in (("forward", 7), ("backward", 9)):
+            function = getattr(library, f"{direction}_{dtype}", None)
+            if function is not None:
+                function.argtypes = [ctypes.c_void_p] * (count + 1)
+                function.restype = None
+    return library
+
+
+@functools.cache
+def _log_once(reason: str) -> None:
+    logger.warning(f"IBNorm's CPU kernel could not be built, the slower torch path runs instead: {reason}")
+
+
+def _build(name: str, order: str) -> Path:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise OSError("no C++ compiler found (set CXX, or install g++)")
+    defines = (f"-DCOMPRESSION={_STRUCTS[name]}", f"-DCOMPRESS_FIRST={str(order == 'compress-first').lower()}")
+    key = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, defines, _target(compiler))).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("IBNORM_CACHE") or Path.home() / ".cache" / "ibnorm_hf") / "kernels"
+    library = cache / f"{name}-{order}-{key}.so"
+    if not library.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        # Built beside its place and renamed, so that processes that start together never load half a file.
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            built = Path(folder) / library.name
+            command = [compiler, *_FLAGS, *defines, str(_SOURCE), "-o", str(built)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            if done.returncode:
+                raise OSError(f"{compiler} failed: {done.stderr.strip().splitlines()[-1:]}")
+            built.replace(library)
+    return library
+
+
+def _target(compiler: str) -> str:
+    """The compiler's version and the processor's instruction sets, as predefined macros: a library fits no other."""
+    command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -75,6 +75,8 @@ def prepare_data(data: DataArguments, *, vocab_size: int, run_tokens: int, say: 
     Raises:
         UserError: the corpus is absent, empty, too small, damaged, or the tokenizer does not fit.
     """
+    if data.corpus == "embedded":
+        say("data: reading the docstrings of the installed packages (about 20 s the first time)")
     source = open_source(data)
     mark = source.fingerprint()
     tokenizer = get_tokenizer(data, vocab_size, _tokenizer_mark(data, mark), _training_texts(data))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -188,6 +189,9 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
             words.pop(name, None)
         else:
             words[name] = values or ["true"]
+    if not torch.accelerator.is_available():
+        # Said for the user, or TrainingArguments would refuse bf16 on a machine that can do it.
+        words.setdefault("use_cpu", ["true"])
     model, data, run = _parse(words, where)
     recipe = Recipe(_name(path), model, sizes, data, run, frozenset(where))
     _check_values(recipe, where, str(path))

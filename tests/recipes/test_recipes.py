@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every shipped recipe parses, is complete, and builds the model it names."""
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ibnorm_hf.cli import main
+from ibnorm_hf.training.build import build_config
+from ibnorm_hf.training.plan import make_plan
+from ibnorm_hf.training.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2] / "recipes"
+# Parameters, normalization layers, tokens a step, steps.
+EXPECTED = {
+    "llama/tiny": (1_840_256, 9, 1_024, 300),
+    "llama/60m": (58_073_600, 17, 131_072, 10_000),
+    "llama/130m": (134_105_856, 25, 131_072, 20_000),
+    "llama/350m": (367_969_280, 49, 131_072, 60_000),
+    "llama/1b": (1_339_082_752, 49, 131_072, 100_000),
+    "gpt2/tiny": (1_746_944, 13, 1_024, 300),
+    "gpt2/small": (124_439_808, 25, 491_520, 600_000),
+    "gpt2/medium": (354_823_168, 49, 491_520, 600_000),
+}
+
+
+def test_the_table_is_complete():
+    assert {p.relative_to(ROOT).with_suffix("").as_posix() for p in ROOT.glob("[lg]*/*.yaml")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_recipe_plans_the_published_model(name: str):
+    parameters, norms, tokens, steps = EXPECTED[name]
+    recipe = load_recipe(ROOT / f"{name}.yaml")
+    plan = make_plan(recipe)
+    assert plan.parameters == parameters
+    assert plan.tokens_per_step == tokens
+    assert plan.steps == steps
+    width = build_config(recipe).hidden_size
+    parts = 2 if "gpt2" in name else 1  # GPT-2's norms have biases
+    assert (
+        sum(count for kind, count in plan.groups.no_decay_classes.items() if "IBNorm" in kind) == parts * norms * width
+    )
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_norm_type_does_not_change_the_parameter_count(name: str):
+    counts = {norm: make_plan(load_recipe(ROOT / f"{name}.yaml", ["--norm_type", norm])).parameters for norm in NORMS}
+    assert set(counts.values()) == {EXPECTED[name][0]}, counts
+
+
+NORMS = ("ibnorm-l", "ibnorm-t", "ibnorm-s", "layernorm", "rmsnorm", "normalnorm")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_key_is_commented_and_the_header_gives_the_command(name: str):
+    text = (ROOT / f"{name}.yaml").read_text()
+    header = text.split("\n\nmodel_type")[0]
+    assert f"accelerate launch recipes/pretrain.py recipes/{name}.yaml" in header
+    assert "Expected: " in header and "not measured" not in header
+    for line in text.splitlines():
+        if re.match(r"\s*\w+:", line):
+            assert re.search(r"  # .*(default|on the command line)", line), line
+
+
+@pytest.mark.parametrize("name", ["llama/60m", "gpt2/small"])
+def test_dry_run_touches_neither_network_nor_disk(name: str, tmp_path: Path, monkeypatch, capsys):
+    def refuse(*words, **keys):
+        raise AssertionError("a dry run reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", str(ROOT / f"{name}.yaml"), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert f"{EXPECTED[name][0]:,} parameters" in out
+    assert "no decay: " in out and "IBNorm.weight" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_schedule_of_the_table():
+    for name, steps in (("60m", 10_000), ("130m", 20_000), ("350m", 60_000), ("1b", 100_000)):
+        content = yaml.safe_load((ROOT / "llama" / f"{name}.yaml").read_text())
+        assert content["warmup_steps"] * 10 == steps
+        assert content["token_budget"] == steps * 512 * 256  # one epoch, no repeated text
+        assert content["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
+        assert content["weight_decay"] == 0

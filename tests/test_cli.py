@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: quick help, exit codes, one line for a mistake, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ibnorm_hf.cli import main
+from ibnorm_hf.modeling.norms import list_norms
+
+ROOT = Path(__file__).parents[1]
+STEPS = 400
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys; sys.argv[0] = 'ibnorm-hf'\n"
+        "from ibnorm_hf.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    start = time.monotonic()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert time.monotonic() - start < 1.5
+    assert all(job in out for job in ("pretrain", "prepare", "norms"))
+
+
+def test_norms_lists_every_norm(capsys):
+    assert main(["norms"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_norms()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["recipes/llama/tinny.yaml"],
+            "recipes/llama/tinny.yaml does not exist; did you mean recipes/llama/tiny.yaml?",
+        ),
+        (["recipes/llama/tiny.yaml", "--norm_typ", "dyt"], "unknown key 'norm_typ'; did you mean 'norm_type'?"),
+        (["recipes/llama/tiny.yaml", "--max_steps", "many"], "key max_steps: invalid int value: 'many'"),
+        (["recipes/llama/tiny.yaml", "--corpus", "missing.txt", "--output_dir", "{tmp}/run"], "'missing.txt' does not"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(words, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert main(["pretrain", *(word.replace("{tmp}", str(tmp_path)) for word in words)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert said in err
+
+
+def test_usage_errors_are_code_2(capsys):
+    for words in ([], ["pretrian", "x"], ["pretrain"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path):
+    """The real program, a real signal: exit code 130, then a resumed run to the end with its whole folder."""
+    sizes = "vocab_size: 300, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2"
+    (tmp_path / "r.yaml").write_text(
+        f"model: {{{sizes}}}\ncorpus: {ROOT / 'LICENSE'}\nblock_size: 32\nvalidation_fraction: 0.1\n"
+        f"max_steps: {STEPS}\n"
+        "per_device_train_batch_size: 4\nlogging_steps: 1\neval_steps: 100000\nsave_steps: 100000\n"
+        "learning_rate: 1e-3\nuse_cpu: true\n"
+    )
+    command = [sys.executable, str(ROOT / "recipes" / "pretrain.py"), "r.yaml", "--output_dir", "run"]
+    environment = {**os.environ, "IBNORM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "a checkpoint is in run" in err and "Traceback" not in err
+    (stopped,) = (tmp_path / "run").glob("checkpoint-*")
+    step = json.loads((stopped / "manifest.json").read_text())["step"]
+    assert 5 <= step < STEPS
+    before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(before[-1])["step"] == step
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert f"resume: checkpoint-{step}" in again.stdout and "validation loss" in again.stdout
+    after = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert after[: len(before)] == before
+    assert [json.loads(text)["step"] for text in after if '"loss"' in text] == list(range(1, STEPS + 1))
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "\r" not in again.stdout  # no progress bar where stdout is no terminal

@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         job_parser.add_argument("keys", nargs=argparse.REMAINDER, help="--key value ... (see recipes/README.md)")
         job_parser.set_defaults(job=job)
 
+    _add_hub_jobs(jobs)
+    _add_evaluation_jobs(jobs)
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.set_defaults(job=list_norms)
     return parser
@@ -88,6 +90,44 @@ def prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_hub_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "write a folder that loads anywhere, with ibnorm_hf or without it"
+    parser = jobs.add_parser(
+        "export",
+        help=text,
+        description=text,
+        allow_abbrev=False,
+        usage="ibnorm-hf export RUN_OR_MODEL DIR [--max_shard_size SIZE] | ibnorm-hf export --verify DIR",
+    )
+    parser.add_argument("source", nargs="?", metavar="RUN_OR_MODEL", help="run folder, model folder, or an export")
+    parser.add_argument("target", nargs="?", metavar="DIR", help="new folder")
+    parser.add_argument(
+        "--max_shard_size", default="5GB", help="split weights into files of at most this (%(default)s)"
+    )
+    parser.add_argument("--verify", metavar="DIR", help="check sizes, checksums and code of an export instead")
+    parser.set_defaults(job=export)
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Export a run or model, or verify an export."""
+    from .errors import UserError
+    from .hub import export as exports
+
+    if arguments.verify is not None:
+        if arguments.source is not None:
+            raise UserError("export --verify takes one folder; it writes nothing")
+        for line in exports.verify(arguments.verify):
+            print(line)
+        return 0
+    if arguments.target is None:
+        raise UserError("export needs two folders: ibnorm-hf export RUN_OR_MODEL DIR")
+    target = exports.export(arguments.source, arguments.target, max_shard_size=arguments.max_shard_size)
+    for line in exports.verify(target):
+        print(line)
+    print(f"exported to {target}")
+    return 0
+
+
 def list_norms(arguments: argparse.Namespace) -> int:
     """Print the table of normalizations."""
     from .modeling.norms import create_norm
@@ -96,6 +136,42 @@ def list_norms(arguments: argparse.Namespace) -> int:
     width = max(map(len, names()))
     for name in names():
         print(f"{name:{width}}  {create_norm(name, 1)}")
+    return 0
+
+
+def _add_evaluation_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    # No word of `eval` is an option to argparse here: most of them are the harness's.
+    evaluation = jobs.add_parser(
+        "eval", help="evaluate a run or model by lm-evaluation-harness", prefix_chars="\0", add_help=False
+    )
+    evaluation.add_argument("words", nargs="*")
+    evaluation.set_defaults(job=evaluate)
+
+    text = "Open LLM Leaderboard II scores from results of `eval`, with chance levels and standard errors"
+    parser = jobs.add_parser("leaderboard", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a run folder or results_*.json for each model")
+    styles = ("table", "json", "markdown", "csv")
+    parser.add_argument("--format", choices=styles, default="table", help="default: %(default)s")
+    parser.add_argument("--partial", action="store_true", help="accept missing tasks; they are named, nothing averaged")
+    parser.add_argument("--chart", metavar="FILE.png", help="draw a bar chart, too")
+    parser.set_defaults(job=leaderboard)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate a run or model."""
+    from .evaluation.command import main as run
+
+    return run(arguments.words)
+
+
+def leaderboard(arguments: argparse.Namespace) -> int:
+    """Print leaderboard scores."""
+    from pathlib import Path
+
+    from .evaluation.leaderboard import leaderboard as scores
+
+    chart = Path(arguments.chart) if arguments.chart else None
+    print(scores(arguments.results, style=arguments.format, partial=arguments.partial, chart=chart))
     return 0
 
 

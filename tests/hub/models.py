@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tiny model of every registered architecture and head, in a folder."""
+
+import torch
+from transformers import AutoModel
+from transformers.utils import logging
+
+from ibnorm_hf import registration
+
+DECODER = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "num_labels": 3}
+logging.disable_progress_bar()
+
+SIZES = {
+    "ibnorm_llama": DECODER
+    | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "ibnorm_gpt2": DECODER | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "ibnorm_vit": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    | {"image_size": 8, "patch_size": 4, "num_labels": 3},
+    "ibnorm_resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    | {"num_labels": 3},
+}
+
+
+def heads(every=True):
+    """(config class, auto class, model class) of every registered head, or of one head a config."""
+    for config_class, classes in registration._MODELS.items():
+        pairs = [(auto, cls) for auto, cls in classes.items() if auto is not AutoModel or len(classes) == 1]
+        for auto, cls in pairs if every else pairs[:1]:
+            yield config_class, auto, cls
+
+
+def build(config_class, cls, **flags):
+    """A model whose every parameter, norm weights included, has a value that no initialization gives."""
+    torch.manual_seed(0)
+    config = config_class(**{**SIZES[config_class.model_type], **flags})
+    model = cls(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model

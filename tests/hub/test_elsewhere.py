@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports of every registered architecture and head, used where ibnorm_hf is not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ibnorm_hf.hub.export import export
+
+from .models import build, heads
+
+SCRIPT = Path(__file__).with_name("elsewhere.py")
+# transformers builds LLaMA's classification heads through AutoModel.from_config, which knows the config class of the
+# modeling file, while a local folder's config comes from another copy of configuration_ibnorm.py.
+BROKEN_HEADS = {"IBNormLlamaForSequenceClassification", "IBNormLlamaForTokenClassification"}
+BROKEN_HEADS |= {"IBNormLlamaForQuestionAnswering"}
+
+
+def inputs_for(model):
+    torch.manual_seed(1)
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.randn(2, 3, 8, 8)}
+    return {"input_ids": torch.randint(1, 64, (2, 7))}
+
+
+def run_jobs(folder, jobs, *arguments, **variables):
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1", **variables}
+    command = [sys.executable, str(SCRIPT), str(folder / "jobs.json"), str(folder / "answers.json"), *arguments]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "answers.json").read_text())
+
+
+def make_job(folder, config_class, auto, cls, **flags):
+    model = build(config_class, cls, **flags)
+    name = f"{cls.__name__}_{auto.__name__}"
+    model.save_pretrained(folder / "model" / name)
+    save_file(inputs_for(model), folder / f"{name}.input")
+    exported = export(folder / "model" / name, folder / "export" / name, max_shard_size="4KB")
+    # An export of the export is what is used: nothing may be lost on the way.
+    exported = export(exported, folder / "export_of_export" / name)
+    return {"auto": auto.__name__, "folder": str(exported), "input": str(folder / f"{name}.input")}, model
+
+
+def expected(job, model):
+    inputs = {k: v if k == "pixel_values" else v.long() for k, v in load_file(job["input"]).items()}
+    with torch.no_grad():
+        out = {k: v for k, v in model(**inputs).items() if torch.is_tensor(v)}
+    if job["auto"] == "AutoModelForCausalLM":
+        out["generated"] = model.generate(inputs["input_ids"], max_new_tokens=5, do_sample=False)
+    return out
+
+
+def test_every_head_loads_elsewhere_trains_and_saves_again(tmp_path):
+    made = []
+    for config_class, auto, cls in heads():
+        if cls.__name__ not in BROKEN_HEADS:
+            job, model = make_job(tmp_path, config_class, auto, cls)
+            job |= {"again": str(tmp_path / "again" / Path(job["folder"]).name), "output": job["input"] + ".absent"}
+            made.append((job, model, cls))
+    assert {type(model.config) for _, model, _ in made} == {config_class for config_class, _, _ in heads()}
+    # The same path gives the same bits; which path is chosen is the default's test, below.
+    answers = run_jobs(tmp_path, [job for job, _, _ in made], IBNORM_BACKEND="eager")
+    with_us = [{k: v for k, v in job.items() if k != "again"} | {"output": job["input"] + ".with"} for job, *_ in made]
+    answers_with_us = run_jobs(tmp_path, with_us, "--with_ibnorm_hf", IBNORM_BACKEND="eager")
+    for (job, model, cls), other, answer, own in zip(made, with_us, answers, answers_with_us, strict=True):
+        assert answer["class"] == own["class"] == cls.__name__
+        assert answer["module"].startswith("transformers_modules.") and own["module"].startswith("ibnorm_hf.")
+        there, here = load_file(job["output"]), load_file(other["output"])
+        for name, tensor in expected(job, model).items():
+            assert torch.equal(there[name], here[name]), (cls.__name__, name)
+            torch.testing.assert_close(there[name], tensor, rtol=1e-4, atol=1e-5)
+        assert answer["moved"] > 1e-3 and answer["second_generation"], cls.__name__
+
+
+@pytest.mark.xfail(strict=True, reason="the C++ kernel's source is no .py file, so it does not travel; eager differs")
+def test_the_default_path_gives_the_same_bits(tmp_path):
+    config_class, auto, cls = next(iter(heads()))
+    job, model = make_job(tmp_path, config_class, auto, cls)
+    job["output"] = job["input"] + ".absent"
+    run_jobs(tmp_path, [job])
+    there = load_file(job["output"])
+    assert all(torch.equal(there[name], tensor) for name, tensor in expected(job, model).items())
+
+
+@pytest.mark.xfail(strict=True, reason="the head's AutoModel.from_config meets a config class it does not know")
+def test_llama_heads_load_elsewhere(tmp_path):
+    found = [head for head in heads() if head[2].__name__ in BROKEN_HEADS]
+    jobs = [make_job(tmp_path, *head)[0] for head in found[:1]]
+    for job in jobs:
+        job["output"] = job["input"] + ".absent"
+    run_jobs(tmp_path, jobs)

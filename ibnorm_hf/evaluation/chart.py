@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores as a bar chart: a group of bars a benchmark, a bar a model, whiskers of two standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .bounds import BENCHMARKS
+from .leaderboard import Scored
+from .scores import SIGNIFICANT
+
+
+def draw(models: Sequence[Scored], path: Path) -> None:
+    """Write a PNG; bars at chance are hatched, numbers that do not exist have no bar.
+
+    Raises:
+        UserError: the file's name does not end in .png, or it cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"chart {path} must end in .png")
+    from matplotlib.figure import Figure
+
+    names = [b.name for b in BENCHMARKS] + ["Average"]
+    figure = Figure(figsize=(1.4 * len(names) + 1, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(models)
+    for i, model in enumerate(models):
+        tops = {row.name: row for level, _, row in model.rows() if level != "subtask"}
+        for k, row in ((k, tops[name]) for k, name in enumerate(names) if name in tops):
+            x = k + (i - (len(models) - 1) / 2) * width
+            margin = SIGNIFICANT * row.score_stderr
+            axes.bar(x, row.score, width, color=f"C{i}", hatch="//" if row.mark else None, edgecolor="white", zorder=2)
+            # The score cannot fall below 0, so neither does its whisker.
+            lower = min(margin, row.score)
+            axes.errorbar(x, row.score, yerr=[[lower], [margin]], color="black", capsize=3, linewidth=1, zorder=3)
+        axes.bar(0, 0, color=f"C{i}", label=model.name)
+    axes.bar(0, 0, color="grey", hatch="//", edgecolor="white", label="not above chance")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("score (0 = chance, 100 = perfect)")
+    axes.set_title(f"Open LLM Leaderboard II, whiskers: {SIGNIFICANT:g} standard errors", fontsize="medium")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.3, zorder=0)
+    axes.legend(fontsize="small")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"chart {path} cannot be written ({error.strerror}); choose another place") from None

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ibnorm-hf eval``: parses its own few words, hands the rest to the harness, calls what was asked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .offline import check_folder, go_offline, inside, leaderboard_leaves
+from .target import Target, read_json, resolve
+
+PERPLEXITY = "perplexity"
+_PATH_OPTIONS = ("--include_path", "--use_cache", "-c", "--config", "-C")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The words that are ours; others are the harness's."""
+    out = argparse.ArgumentParser(
+        prog="ibnorm-hf eval",
+        usage="%(prog)s RUN_OR_MODEL --tasks TASK[,TASK...] [options of `lm-eval run`]\n"
+        "       %(prog)s --check --data DIR [--tasks TASK[,TASK...]]",
+        description="Evaluate a run, a model folder, an adapter or a model of the Hub.",
+        epilog="Every other option goes to the harness: --limit, --num_fewshot, --batch_size, --device, --gen_kwargs, "
+        "--log_samples, --seed, --apply_chat_template, --include_path, ... (`lm-eval run --help` explains them). "
+        "The same command goes on with an interrupted evaluation.",
+        allow_abbrev=False,
+    )
+    out.add_argument(
+        "--tasks",
+        "-t",
+        default="leaderboard",
+        help="tasks or groups of the harness, and `perplexity` for a run's validation blocks (default: leaderboard)",
+    )
+    out.add_argument(
+        "--data", type=Path, metavar="DIR", help="take data sets from the folders of DIR, named by Hub ids; no network"
+    )
+    out.add_argument("--check", action="store_true", help="check DIR and stop")
+    out.add_argument("--blocks", type=Path, metavar="DIR", help="where the run's packed blocks are now (perplexity)")
+    out.add_argument("--output_path", "-o", type=Path, metavar="DIR", help="folder for results (default: RUN/eval)")
+    return out
+
+
+def main(words: Sequence[str]) -> int:
+    """Run ``ibnorm-hf eval`` and return its exit code.
+
+    Raises:
+        UserError: for every mistake that can be put right, in one sentence.
+    """
+    given, rest = _parse(words)
+    names = [name for name in given.tasks.split(",") if name]
+    if given.data is not None:
+        go_offline()
+    if given.check:
+        if given.data is None:
+            raise UserError("eval --check needs --data DIR, the folder to check")
+        print(check_folder(given.data, names))
+        return 0
+    target = resolve(given.target)
+    output = (given.output_path or target.output).absolute()
+    if PERPLEXITY in names:
+        from .perplexity import perplexity_of_run, summary
+
+        result = perplexity_of_run(target, given.blocks, output, rest)
+        if result is not None:
+            print(summary(result))
+        names = [name for name in names if name != PERPLEXITY]
+    if not names:
+        return 0
+    return _harness(target, names, given.data, output, rest)
+
+
+def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    # The model comes first: elsewhere it could not be told from the value of an option that is not ours.
+    target = words[0] if words and not words[0].startswith("-") else None
+    given, rest = parser().parse_known_args(list(words if target is None else words[1:]))
+    given.target = target
+    if target is None and not given.check:
+        raise UserError("eval: name the model first: ibnorm-hf eval RUN_OR_MODEL --tasks ...")
+    return given, rest
+
+
+def _harness(target: Target, names: list[str], data: Path | None, output: Path, rest: list[str]) -> int:
+    if data is not None and leaderboard_leaves(names):
+        print(check_folder(data, names), file=sys.stderr)
+    try:
+        from .runner import configure, evaluate_tasks
+    except ImportError as error:
+        raise UserError(f"eval needs the harness ({error}); pip install 'ibnorm_hf[eval]'") from None
+    config = configure(_absolute(rest), target, ",".join(names), output)
+    with inside(data):
+        path = evaluate_tasks(config, target, names, output)
+    if path is not None:
+        _print_table(path)
+        print(f"results {path}")
+    return 0
+
+
+def _print_table(path: Path) -> None:
+    from lm_eval.utils import make_table
+
+    results = read_json(path)
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    for name, excluded in results["ibnorm"]["excluded"].items():
+        print(f"incomplete: {name}: {excluded['reason']}")
+
+
+def _absolute(words: Sequence[str]) -> list[str]:
+    """Paths among the harness's words, made independent of the current folder."""
+    out: list[str] = []
+    for word in words:
+        is_path = bool(out) and out[-1] in _PATH_OPTIONS
+        out.append(os.path.abspath(word) if is_path else word)
+    return out

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The harness model ``ibnorm``: HFLM with our model types registered, safe defaults, and errors a user can read.
+
+Importing this module is what registers it with lm_eval (the harness has no entry points).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+# Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
+from .. import registration  # noqa: F401
+from ..errors import UserError
+from .target import resolve
+
+_log = logging.getLogger(__name__)
+_CPU_LOGITS = 2**28  # floats of logits a batch may take on a CPU: 1 GiB in fp32
+
+
+@register_model("ibnorm")
+class IBNormLM(HFLM):
+    """HFLM for this package's models and, with the same settings, for vanilla ones.
+
+    Args:
+        pretrained: run folder, model folder, PEFT adapter folder, Hub name, or a model in memory.
+        backend: ``causal``; the harness could only guess it for a model type of ours.
+        dtype: ``auto``, the dtype of the checkpoint.
+        device: a CUDA device if there is one, else the CPU.
+        batch_size: ``auto``: found by trial on a GPU; on a CPU, where running out of memory kills the process, chosen
+            so that a batch's logits take at most 1 GiB.
+        kwargs: everything else that HFLM takes.
+
+    Raises:
+        UserError: no such model, no tokenizer, or a tokenizer with more entries than the embedding has rows.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        backend: str = "causal",
+        dtype: str | torch.dtype | None = "auto",
+        device: str | None = None,
+        batch_size: int | str | None = "auto",
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(pretrained, str):
+            target = resolve(pretrained)
+            pretrained = target.pretrained
+            kwargs = {**{k: v for k, v in target.model_args.items() if k != "pretrained"}, **kwargs}
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        size = str(1 if batch_size is None else batch_size)
+        super().__init__(
+            pretrained,
+            backend=backend,  # type: ignore[arg-type]
+            dtype=dtype,
+            device=device,
+            batch_size=size,
+            **kwargs,
+        )
+        _check_vocabulary(self.tokenizer, self.config, self.model)
+        if size.startswith("auto") and torch.device(self.device).type == "cpu":
+            rows = max(1, self.max_length * _vocab_size(self.config))
+            self.batch_size_per_gpu = max(1, min(int(self.max_batch_size or 64), _CPU_LOGITS // rows))
+            _log.info("batch size auto on a CPU: %d", self.batch_size_per_gpu)
+
+    def _get_config(self, pretrained: str, **kwargs: Any) -> None:
+        try:
+            super()._get_config(pretrained, **kwargs)
+        except Exception as error:
+            name = pretrained if Path(pretrained).is_dir() else f"{pretrained}, which is no folder here,"
+            raise _unloadable("model", name, error) from None
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._create_tokenizer(pretrained, tokenizer, *args, **kwargs)
+        except Exception as error:
+            place = tokenizer or getattr(pretrained, "name_or_path", pretrained)
+            raise _unloadable("tokenizer of", str(place), error) from None
+
+    def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
+        if not kwargs.get("peft"):  # the harness resizes the embedding before it loads an adapter
+            _check_vocabulary(self.tokenizer, self.config)
+        try:
+            super()._create_model(pretrained, *args, **kwargs)
+        except Exception as error:
+            raise _unloadable("model", pretrained, error) from None
+
+    def forget_batch_sizes(self) -> None:
+        """Let ``batch_size auto`` be found anew: the next task may have longer requests than the last one."""
+        self.batch_sizes: dict[Any, int] = {}
+
+
+def _vocab_size(config: Any) -> int:
+    return int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
+
+
+def _check_vocabulary(tokenizer: Any, config: Any, model: Any = None) -> None:
+    rows = _vocab_size(config) if model is None else model.get_input_embeddings().weight.shape[0]
+    if rows and len(tokenizer) > rows:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} entries and the model's embedding {rows} rows; "
+            "give the tokenizer that the model was trained with"
+        )
+
+
+def _unloadable(what: str, name: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = " ".join(str(error).split())[:200].rstrip(". ")
+    return UserError(f"{what} {name} cannot be loaded ({reason}); give a complete folder or a Hub name that exists")

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read what the harness wrote, and refuse what does not mean what the leaderboard means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .bounds import LEAVES, Leaf
+from .scores import Measured, standard_error
+from .target import read_json
+
+
+@dataclass
+class ModelResults:
+    """The leaderboard leaves measured for one model.
+
+    Args:
+        name: for tables.
+        leaves: raw rows by task name.
+        hashes: digest of a task's questions and prompts, where the harness recorded it.
+        remarks: settings that make the numbers unofficial (``--limit``, ``--gen_kwargs``).
+    """
+
+    name: str
+    leaves: dict[str, Measured] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    limit: Any = None
+    remarks: list[str] = field(default_factory=list)
+
+
+def load_models(places: Sequence[str]) -> list[ModelResults]:
+    """One model for each argument: a results file, a run folder, or a folder of results files.
+
+    Raises:
+        UserError: a file is damaged, foreign, of another task version or number of examples, or two files of a folder
+            disagree.
+    """
+    models = [_load_model(Path(place).expanduser()) for place in places]
+    seen: dict[str, int] = {}
+    for model in models:
+        seen[model.name] = seen.get(model.name, 0) + 1
+        if seen[model.name] > 1:
+            model.name += f" #{seen[model.name]}"
+    return models
+
+
+def _load_model(place: Path) -> ModelResults:
+    if not place.exists():
+        raise UserError(f"results {place} do not exist; give a results file of the harness or a run folder")
+    if place.is_file():
+        content = read_json(place)
+        model = ModelResults(_display_name(content, place))
+        _add(model, content, place)
+        return model
+    model = ModelResults(place.resolve().name)
+    origin: dict[str, Path] = {}
+    for path in _files(place):
+        content = read_json(path)
+        before = set(model.leaves)
+        limit = model.limit
+        _add(model, content, path, lenient=True)
+        new = [name for name in LEAVES if name in _results(content, path)]
+        twice = [name for name in new if name in before]
+        if twice:
+            raise UserError(
+                f"{origin[twice[0]]} and {path} both hold {twice[0]}, measured with other settings; name one of them"
+            )
+        if new and before and limit != model.limit:
+            raise UserError(f"{place} mixes results with --limit {limit} and {model.limit}; name one of its files")
+        origin.update(dict.fromkeys(new, path))
+    if not model.leaves:
+        raise UserError(f"{place} holds no leaderboard results (results_*.json); run `ibnorm-hf eval` first")
+    return model
+
+
+def _files(folder: Path) -> list[Path]:
+    """Results files of a run's ``eval/``, of the folder itself, or of its only sub-folder that has some."""
+    for place in (folder / "eval", folder):
+        if found := sorted(place.glob("results*.json")):
+            return found
+    return sorted(folder.glob("*/results*.json"))
+
+
+def _display_name(content: dict[str, Any], place: Path) -> str:
+    name = content.get("model_name")
+    if not isinstance(name, str) or not name:
+        return place.stem
+    path = Path(name)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def _results(content: dict[str, Any], place: Path) -> dict[str, Any]:
+    results = content.get("results")
+    if not isinstance(results, dict):
+        raise UserError(f"{place} is not a results file of the harness (no 'results'); give results_*.json")
+    return results
+
+
+def _add(model: ModelResults, content: dict[str, Any], place: Path, lenient: bool = False) -> None:
+    results = _results(content, place)
+    found = [task for task in LEAVES if task in results]
+    if not found and not lenient:
+        raise UserError(f"{place} holds no task of the leaderboard; run `ibnorm-hf eval RUN --tasks leaderboard`")
+    for task in found:
+        model.leaves[task] = _read_leaf(content, LEAVES[task], place)
+        digest = _entry(content, "task_hashes", task)
+        if isinstance(digest, str) and digest:
+            model.hashes[task] = digest
+    if not found:
+        return
+    config = content.get("config")
+    config = config if isinstance(config, dict) else {}
+    model.limit = config.get("limit")
+    if model.limit is not None:
+        model.remarks.append(f"{place.name}: --limit {model.limit:g} asks a part of the questions only")
+    if config.get("gen_kwargs"):
+        model.remarks.append(f"{place.name}: gen_kwargs {config['gen_kwargs']} are not the leaderboard's")
+
+
+def _entry(content: dict[str, Any], key: str, task: str) -> Any:
+    table = content.get(key)
+    return table.get(task) if isinstance(table, dict) else None
+
+
+def _read_leaf(content: dict[str, Any], leaf: Leaf, place: Path) -> Measured:
+    _check_settings(content, leaf, place)
+    row = content["results"][leaf.task]
+    count = _entry(content, "n-samples", leaf.task)
+    n = count.get("effective") if isinstance(count, dict) else None
+    if not isinstance(row, dict) or not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UserError(f"{place}: {leaf.task} has no number of questions (n-samples); evaluate it again")
+    raws, errors = [], []
+    for metric in leaf.metrics:
+        raw = row.get(f"{metric},none")
+        if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= 1:
+            raise UserError(f"{place}: {leaf.task} has no {metric} between 0 and 1 (found {raw!r}); evaluate it again")
+        reported = row.get(f"{metric}_stderr,none")
+        reported = float(reported) if isinstance(reported, int | float) and math.isfinite(reported) else None
+        raws.append(float(raw))
+        errors.append(standard_error(float(raw), reported, n))
+    # IFEval's two metrics are of the same answers: the mean of their errors bounds the error of their mean. The harness
+    # reports none for the instruction level, where the number of prompts, not of instructions, is the cautious n.
+    return Measured(
+        leaf.task,
+        raw=sum(raws) / len(raws),
+        stderr=sum(errors) / len(errors),
+        n=n,
+        chance=leaf.chance,
+        note=_incomplete(content, leaf.task),
+    )
+
+
+def _check_settings(content: dict[str, Any], leaf: Leaf, place: Path) -> None:
+    version = _entry(content, "versions", leaf.task)
+    try:
+        same = float(version) == leaf.version
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{place}: {leaf.task} is version {version}, the leaderboard's is {leaf.version:g}; evaluate it with "
+            "lm-eval 0.4.13"
+        )
+    shots = _entry(content, "n-shot", leaf.task)
+    if shots != leaf.shots:
+        raise UserError(
+            f"{place}: {leaf.task} was asked with {shots} examples, the leaderboard gives {leaf.shots}; evaluate it "
+            "without --num_fewshot"
+        )
+
+
+def _incomplete(content: dict[str, Any], task: str) -> str:
+    ours = content.get("ibnorm")
+    excluded = ours.get("excluded") if isinstance(ours, dict) else None
+    entry = excluded.get(task) if isinstance(excluded, dict) else None
+    return str(entry.get("reason", "questions were left out")) if isinstance(entry, dict) else ""

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user points at (a run folder, a model folder, an adapter, a Hub name) -> what to load, where results go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.gguf")
+_NOT_THE_MODEL = ("*.md", "manifest.json", "optimizer.pt", "scheduler.pt", "rng_state*", "trainer_state.json")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to evaluate.
+
+    Args:
+        pretrained: folder (absolute) or Hub name of the model, or of the base model of an adapter.
+        peft: folder of a PEFT adapter, or None.
+        tokenizer: folder of the tokenizer if it is not beside the model.
+        run: the run folder that holds the model, or None.
+        output: folder for results.
+    """
+
+    pretrained: str
+    peft: str | None
+    tokenizer: str | None
+    run: Path | None
+    output: Path
+
+    @property
+    def model_args(self) -> dict[str, str]:
+        """As the harness takes them."""
+        args = {"pretrained": self.pretrained, "peft": self.peft, "tokenizer": self.tokenizer}
+        return {key: value for key, value in args.items() if value is not None}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over config, weights and tokenizer files; over the name alone for a model of the Hub."""
+        checksum = hashlib.sha256()
+        for place in filter(None, (self.pretrained, self.peft, self.tokenizer)):
+            folder = Path(place)
+            if not folder.is_dir():
+                checksum.update(place.encode())
+                continue
+            for path in sorted(p for p in folder.iterdir() if p.is_file()):
+                if not path.name.startswith(".") and not any(path.match(pattern) for pattern in _NOT_THE_MODEL):
+                    checksum.update(path.name.encode() + _sha256(path))
+        return checksum.hexdigest()
+
+
+def _sha256(path: Path) -> bytes:
+    checksum = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            checksum.update(piece)
+    return checksum.digest()
+
+
+def resolve(name: str) -> Target:
+    """Find the model that ``name`` means.
+
+    A run folder means its ``model/``; results of a run land in its ``eval/``, those of one of its checkpoints in
+    ``eval/checkpoint-N/``, those of any other model in ``eval/<name>/`` of the current folder.
+
+    Raises:
+        UserError: nothing is there, or the folder lacks its config, weights or tokenizer.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if not _HUB_NAME.fullmatch(name) or name in (".", ".."):
+            raise UserError(f"model path {name} does not exist; give a run folder, a model folder or a Hub name")
+        return Target(name, None, None, None, Path("eval", name.replace("/", "__")).absolute())
+    path = path.resolve()
+    if not path.is_dir():
+        raise UserError(f"model path {name} is a file; give the folder that holds it")
+    folder = _model_folder(path)
+    run = next((p for p in (path, folder.parent) if (p / "config.yaml").is_file()), None)
+    output = Path("eval", path.name).absolute()
+    if run is not None:
+        output = run / "eval" / ("" if folder.name == "model" else folder.name)
+    if (folder / "adapter_config.json").is_file():
+        return _adapter(folder, run, output)
+    _check_files(folder)
+    return Target(str(folder), None, None, run, output)
+
+
+def _model_folder(path: Path) -> Path:
+    if not (path / "config.yaml").is_file():
+        return path
+    if (path / "model").is_dir():
+        return path / "model"
+    steps = sorted(path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2] or 0))
+    advice = f"evaluate {steps[-1]}, or finish the run" if steps else "finish the run first"
+    raise UserError(f"run {path} has no model/ yet; {advice}")
+
+
+def _check_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file() and not any(folder.glob("*.gguf")):
+        raise UserError(f"{folder} is neither a run (config.yaml) nor a model (config.json); give one of them")
+    if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        raise UserError(f"model {folder} has no weights (model.safetensors); save it with save_pretrained")
+    check_tokenizer(folder)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise UserError unless ``folder`` holds files of a tokenizer."""
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+        raise UserError(f"no tokenizer in {folder}; save one there with tokenizer.save_pretrained('{folder}')")
+
+
+def _adapter(folder: Path, run: Path | None, output: Path) -> Target:
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder / 'adapter_config.json'} names no base model (base_model_name_or_path); add it")
+    own = any(any(folder.glob(pattern)) for pattern in _TOKENIZERS)
+    base_target = resolve(base if Path(base).exists() or not (folder / base).exists() else os.fspath(folder / base))
+    return Target(base_target.pretrained, str(folder), str(folder) if own else None, run, output)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds something else than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} is not readable as JSON ({reason}); make it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; give a results file of the harness")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader, or a crash, sees the old or the new file, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as handle:
+        json.dump(content, handle, indent=2, ensure_ascii=False, default=str)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)

@@ -44,7 +44,6 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_hub_jobs(jobs)
     _add_evaluation_jobs(jobs)
-    _add_evaluation_jobs(jobs)
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.set_defaults(job=list_norms)
     return parser
@@ -137,42 +136,6 @@ def list_norms(arguments: argparse.Namespace) -> int:
     width = max(map(len, names()))
     for name in names():
         print(f"{name:{width}}  {create_norm(name, 1)}")
-    return 0
-
-
-def _add_evaluation_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    # No word of `eval` is an option to argparse here: most of them are the harness's.
-    evaluation = jobs.add_parser(
-        "eval", help="evaluate a run or model by lm-evaluation-harness", prefix_chars="\0", add_help=False
-    )
-    evaluation.add_argument("words", nargs="*")
-    evaluation.set_defaults(job=evaluate)
-
-    text = "Open LLM Leaderboard II scores from results of `eval`, with chance levels and standard errors"
-    parser = jobs.add_parser("leaderboard", help=text, description=text, allow_abbrev=False)
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a run folder or results_*.json for each model")
-    styles = ("table", "json", "markdown", "csv")
-    parser.add_argument("--format", choices=styles, default="table", help="default: %(default)s")
-    parser.add_argument("--partial", action="store_true", help="accept missing tasks; they are named, nothing averaged")
-    parser.add_argument("--chart", metavar="FILE.png", help="draw a bar chart, too")
-    parser.set_defaults(job=leaderboard)
-
-
-def evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluate a run or model."""
-    from .evaluation.command import main as run
-
-    return run(arguments.words)
-
-
-def leaderboard(arguments: argparse.Namespace) -> int:
-    """Print leaderboard scores."""
-    from pathlib import Path
-
-    from .evaluation.leaderboard import leaderboard as scores
-
-    chart = Path(arguments.chart) if arguments.chart else None
-    print(scores(arguments.results, style=arguments.format, partial=arguments.partial, chart=chart))
     return 0
 
 

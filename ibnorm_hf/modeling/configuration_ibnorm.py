@@ -36,7 +36,7 @@ class NormFlags:
         known = [f.name for f in fields(NormFlags)]
         for key in kwargs:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-            if nearest or key.startswith("norm_"):
+            if nearest or (key.startswith("norm_") and not key.startswith("norm_eps")):
                 hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; the norm flags are {', '.join(known)}."
                 raise ValueError(f"{type(self).__name__} has no field '{key}'{hint}")
         self.norm_type = canonical_name(self.norm_type)

@@ -25,6 +25,12 @@ class IBNormMixin:
             norm_bias=config.norm_bias,
         )
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # For code outside transformers, its initialisation skips every module without parameters of its own, and with
+        # them GPT-2's scaling of c_proj by depth. Ours follows transformers' rules, so it is not custom in that sense.
+        return False
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         done = getattr(module, "_is_hf_initialized", False)
         super()._initialize_weights(module, is_custom_code)  # type: ignore[misc]

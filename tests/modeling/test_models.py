@@ -123,6 +123,14 @@ def test_same_seed_gives_every_norm_the_same_linear_weights(architecture):
         assert torch.equal(p, host[name]), name
 
 
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM])
+def test_gpt2_scales_residual_projections_by_depth(auto):
+    config = AutoConfig.for_model("ibnorm_gpt2", n_embd=128, n_layer=8, n_head=4, vocab_size=99)
+    model = auto.from_config(config)
+    stds = [p.std().item() for n, p in model.named_parameters() if n.endswith("c_proj.weight")]
+    assert len(stds) == 16 and stds == pytest.approx([0.02 / 16**0.5] * 16, rel=0.1)
+
+
 def drop_norms(folder):
     weights = load_file(folder / "model.safetensors")
     kept = {k: v for k, v in weights.items() if not any(part in k for part in ("norm", "ln_", "alpha"))}

@@ -107,6 +107,22 @@ def _add_hub_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--verify", metavar="DIR", help="check sizes, checksums and code of an export instead")
     parser.set_defaults(job=export)
 
+    text = "write the model card of a run from its files"
+    parser = jobs.add_parser("card", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="run folder; the card goes beside its weights")
+    parser.add_argument("--output", metavar="DIR", help="write card, picture and eval results there instead")
+    parser.set_defaults(job=card)
+
+    text = "publish a run on the Hub in one commit: model, tokenizer, card, code, eval results"
+    parser = jobs.add_parser("push", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="run folder, or a model folder")
+    parser.add_argument("--repo_id", required=True, help="name or owner/name; created if absent")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument("--private", action="store_true", default=None, help="a private repository (default)")
+    visibility.add_argument("--public", dest="private", action="store_false", help="a public repository")
+    parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded; no token, no network")
+    parser.set_defaults(job=push)
+
 
 def export(arguments: argparse.Namespace) -> int:
     """Export a run or model, or verify an export."""
@@ -125,6 +141,24 @@ def export(arguments: argparse.Namespace) -> int:
     for line in exports.verify(target):
         print(line)
     print(f"exported to {target}")
+    return 0
+
+
+def card(arguments: argparse.Namespace) -> int:
+    """Write a run's card."""
+    from pathlib import Path
+
+    from .hub.card import write_card
+
+    print(write_card(arguments.run, target=Path(arguments.output) if arguments.output else None))
+    return 0
+
+
+def push(arguments: argparse.Namespace) -> int:
+    """Upload a run."""
+    from .hub.push import push as upload
+
+    upload(arguments.run, arguments.repo_id, private=arguments.private, dry_run=arguments.dry_run)
     return 0
 
 

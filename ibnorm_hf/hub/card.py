@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model card from a run's files alone: nothing can be typed in, and what was not measured says so."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from .. import registration
+from ..modeling.compression import get_compression, list_compressions
+from .eval_results import entries, write_entries
+from .facts import Facts, read_facts
+from .folders import CARD, EVAL_RESULTS, LOSS_CURVE
+from .norm_facts import norm_facts
+from .results import MEASURES, NOT_MEASURED, comparison_table, leaderboard_table, number
+
+# How a class is loaded and what the Hub calls its task, by what its name ends in.
+_TASKS = (
+    ("ForCausalLM", "AutoModelForCausalLM", "text-generation"),
+    ("LMHeadModel", "AutoModelForCausalLM", "text-generation"),
+    ("ForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
+    ("ForTokenClassification", "AutoModelForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "AutoModelForQuestionAnswering", "question-answering"),
+    ("ForImageClassification", "AutoModelForImageClassification", "image-classification"),
+    ("", "AutoModel", "feature-extraction"),
+)
+_EMBEDDED = (
+    "English prose from the docstrings of Python packages (the embedded corpus of `ibnorm_hf`): technical, about "
+    "software, different with the versions installed. The text stays under its authors' licences and is not "
+    "distributed with this model."
+)
+
+
+def write_card(source: str | Path, *, target: Path | None = None, model_id: str | None = None) -> Path:
+    """Write README.md, the loss curve's picture and ``.eval_results`` beside the weights.
+
+    Args:
+        source: a run folder, or a model folder, whose card then has little to say.
+        target: another folder to write to.
+        model_id: how the loading examples name the model; the run's name by default.
+
+    Raises:
+        UserError: there is no finished model, or one of the run's files cannot be read.
+    """
+    facts = read_facts(source)
+    target = facts.model if target is None else target
+    target.mkdir(parents=True, exist_ok=True)
+    if facts.loss_curve is not None:
+        shutil.copyfile(facts.loss_curve, target / LOSS_CURVE)
+    make_card(facts, model_id or facts.name).save(target / CARD)
+    write_entries(facts, target / EVAL_RESULTS)
+    return target / CARD
+
+
+def make_card(facts: Facts, model_id: str) -> ModelCard:
+    """The card as huggingface_hub's object, metadata checked by it."""
+    template = resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
+    return ModelCard.from_template(_metadata(facts), template_str=template, **_sections(facts, model_id))
+
+
+def _task(facts: Facts) -> tuple[str, str]:
+    name = (facts.config.get("architectures") or [""])[0]
+    return next((auto, task) for ending, auto, task in _TASKS if name.endswith(ending))
+
+
+def _metadata(facts: Facts) -> ModelCardData:
+    corpus = facts.data.get("corpus", {})
+    results = entries(facts, _task(facts)[1])
+    embedded = facts.recipe.get("corpus") == "embedded"
+    norm = facts.config.get("norm_type")
+    return ModelCardData(
+        model_name=facts.name if results else None,
+        eval_results=results or None,
+        language="en" if embedded else None,
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=_task(facts)[1],
+        # A vanilla baseline is no IBNorm model, and must not be found as one.
+        tags=[*(["ibnorm", norm] if norm else []), str(facts.config.get("model_type"))],
+        datasets=[corpus["name"]] if corpus.get("kind") == "hub" else None,
+        metrics=sorted({r.metric_type for r in results}) or None,
+    )
+
+
+def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
+    model_type = str(facts.config.get("model_type"))
+    ours = model_type in {config.model_type for config in registration._MODELS}
+    norm = _norm(facts)
+    recipe = yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True).strip() if facts.recipe else NOT_MEASURED
+    return {
+        "name": facts.name,
+        "model_id": model_id,
+        "summary": f"A `{model_type}` model of {facts.parameters:,} parameters with {norm['label']}, by `ibnorm_hf`.",
+        "overview": _overview(facts),
+        "auto_class": _task(facts)[0],
+        "import_ours": ours,
+        "has_tokenizer": (facts.model / "tokenizer_config.json").is_file(),
+        "norm": norm,
+        "data": _data(facts),
+        "command": " ".join(facts.environment.get("command", [])) or NOT_MEASURED,
+        "recipe": recipe,
+        "loss_curve": LOSS_CURVE if facts.loss_curve else None,
+        "results": _results(facts),
+        "seeds": _seeds(facts),
+        "sample": facts.sample,
+        "comparison": comparison_table(facts),
+        "leaderboard": leaderboard_table(facts),
+        "environment": _environment(facts),
+        "limits": _limits(facts),
+        "citation": norm["citation"],
+    }
+
+
+def _overview(facts: Facts) -> list[tuple[str, Any]]:
+    get = facts.config.get
+    return [
+        ("architecture", (get("architectures") or [NOT_MEASURED])[0]),
+        ("parameters", f"{facts.parameters:,}"),
+        ("normalization", get("norm_type") or "the architecture's own"),
+        ("steps", number(facts.validation.get("step"))),
+        ("tokens seen", number(facts.validation.get("tokens_seen"))),
+        ("seed", facts.environment.get("seed", NOT_MEASURED)),
+    ]
+
+
+def _norm(facts: Facts) -> dict[str, str]:
+    name = facts.config.get("norm_type")
+    known = norm_facts(name)
+    scale = facts.config.get("norm_lambda")
+    default = get_compression(name).default_lambda if name in list_compressions() else None
+    return {
+        "label": name or "its own normalization",
+        "text": known.text,
+        "formula": known.formula,
+        "confidence": known.confidence,
+        "citation": known.citation or norm_facts("ibnorm-l").citation,
+        "scale": f"{default:g} (the default of this variant)" if scale is None and default else str(scale),
+        "order": str(facts.config.get("norm_order", "compress-first")),
+        "share": _share(facts),
+    }
+
+
+def _share(facts: Facts) -> str:
+    for line in reversed(facts.metrics):
+        shares = line.get("share_over_lambda")
+        if shares:
+            low, high = min(shares.values()), max(shares.values())
+            return f"{low:.2%} to {high:.2%} over the {len(shares)} layers, at step {line.get('step')}"
+    return NOT_MEASURED
+
+
+def _data(facts: Facts) -> dict[str, Any]:
+    corpus = facts.data.get("corpus", {})
+    if facts.recipe.get("corpus") == "embedded":
+        text = _EMBEDDED
+    elif corpus.get("kind") == "hub":
+        text = f"Data set [`{corpus['name']}`](https://huggingface.co/datasets/{corpus['name']}) of the Hub."
+    elif corpus:
+        text = "Files of the person who trained it, not published with the model; their licence and content are theirs."
+    else:
+        text = f"Training data: {NOT_MEASURED}."
+    train, validation = facts.data.get("train", {}), facts.data.get("validation", {})
+    rows = [(k.replace("_", " "), number(v)) for k, v in corpus.items() if v is not None and k not in ("path", "kind")]
+    rows += [
+        ("documents", number(facts.data.get("documents"))),
+        ("training tokens", number(train.get("tokens"))),
+        ("bytes a token", number(train.get("bytes_per_token"))),
+        ("validation tokens, held out", number(validation.get("tokens"))),
+        ("SHA-256 of the validation set", validation.get("sha256", NOT_MEASURED)),
+    ]
+    return {"text": text, "rows": rows}
+
+
+def _results(facts: Facts) -> list[tuple[str, str]]:
+    rows = [(label, number(facts.validation.get(key))) for key, label in MEASURES.items() if key in facts.validation]
+    rows = rows or [("validation loss", NOT_MEASURED)]
+    speeds = [line["tokens_per_s"] for line in facts.metrics if line.get("tokens_per_s")]
+    speeds = speeds[1:] or speeds  # the first holds the warm-up
+    speed = f"{len(speeds) / sum(1 / s for s in speeds):,.0f}" if speeds else NOT_MEASURED
+    return [*rows, ("training speed, tokens a second", speed)]
+
+
+def _seeds(facts: Facts) -> str:
+    if not facts.validation:
+        return f"Spread over seeds: {NOT_MEASURED}."
+    if facts.comparison:
+        return "The numbers above are one run of one seed; the comparison below says over how many seeds it was made."
+    return (
+        "One run of one seed: spread over seeds not measured, so a difference to another run of about the same size "
+        "means nothing."
+    )
+
+
+def _environment(facts: Facts) -> list[tuple[str, str]]:
+    hardware, versions = facts.environment.get("hardware", {}), facts.environment.get("versions", {})
+    machine = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in hardware.items() if v) or NOT_MEASURED
+    installed = ", ".join(f"{k} {v}" for k, v in versions.items() if v) or NOT_MEASURED
+    return [
+        ("hardware", machine),
+        ("processes", facts.environment.get("processes", NOT_MEASURED)),
+        ("versions", installed),
+        ("commit", facts.environment.get("commit") or NOT_MEASURED),
+    ]
+
+
+def _limits(facts: Facts) -> str:
+    lines = [
+        "Made for research on normalization: to compare layers, to reproduce the numbers above, to test software. "
+        "Not made for use in products, and no filter or alignment was applied."
+    ]
+    tokens = facts.validation.get("tokens_seen")
+    if tokens is not None and facts.parameters and tokens < 20 * facts.parameters:
+        lines.append(
+            f"It saw {tokens / facts.parameters:.2g} tokens a parameter, far below what language models of its size "
+            "are usually given: its text is not to be relied on."
+        )
+    if facts.recipe.get("corpus") == "embedded":
+        lines.append("Its text is technical English about software; scores on it say little about other text.")
+    return "\n\n".join(lines)

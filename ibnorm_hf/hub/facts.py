@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run's files say, and nothing else: a number without a file does not exist here."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from ..errors import UserError
+from .folders import LOSS_CURVE, is_run, model_folder, read_json, require_safetensors
+from .scrub import scrub
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The files of a run as plain values; empty where a file is absent. Local paths are cut already."""
+
+    name: str
+    model: Path
+    config: dict[str, Any]
+    parameters: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+    leaderboard: dict[str, Any] = field(default_factory=dict)
+    unscored: bool = False
+    comparison: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    sample: str = ""
+    loss_curve: Path | None = None
+
+
+def read_facts(source: str | Path) -> Facts:
+    """Read a run folder; a model folder alone gives a name, a config and a parameter count.
+
+    The files: ``config.yaml``, ``environment.json``, ``data.json``, ``metrics.jsonl``, ``loss.png``,
+    ``eval/validation.json``, ``eval/sample.txt``, ``eval/leaderboard.json`` (what ``ibnorm-hf leaderboard RUN
+    --format json`` prints) and ``eval/comparison.json`` (``{"rows": [{column: value}], "notes": [text]}``).
+
+    Raises:
+        UserError: there is no finished model, or a file that is there cannot be read.
+    """
+    source, model = Path(source), model_folder(source)
+    require_safetensors(model)
+    facts: dict[str, Any] = {
+        "name": source.resolve().name,
+        "model": model,
+        "config": read_json(model / "config.json"),
+        "parameters": _count_parameters(model),
+    }
+    if not is_run(source):
+        return Facts(**facts)
+    scores = source / "eval"
+    for key, path in (
+        ("environment", source / "environment.json"),
+        ("data", source / "data.json"),
+        ("validation", scores / "validation.json"),
+        ("leaderboard", scores / "leaderboard.json"),
+        ("comparison", scores / "comparison.json"),
+    ):
+        facts[key] = scrub(read_json(path)) if path.is_file() else {}
+    facts["leaderboard"] = _first_model(facts["leaderboard"], scores / "leaderboard.json")
+    _check_rows(facts["comparison"], scores / "comparison.json")
+    return Facts(
+        **facts,
+        recipe=_recipe(source / "config.yaml"),
+        unscored=not facts["leaderboard"] and any(scores.glob("**/results_*.json")),
+        metrics=_lines(source / "metrics.jsonl"),
+        sample=scrub((scores / "sample.txt").read_text("utf-8").strip()) if (scores / "sample.txt").is_file() else "",
+        loss_curve=source / LOSS_CURVE if (source / LOSS_CURVE).is_file() else None,
+    )
+
+
+def _count_parameters(model: Path) -> int:
+    total = 0
+    for path in model.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as weights:
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        except Exception as error:
+            raise UserError(f"{path} is damaged: {' '.join(str(error).split())}", exit_code=1) from None
+    return total
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is unreadable: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not what it should be: a mapping")
+    return {key: scrub(value) for key, value in content.items() if value is not None and key != "output_dir"}
+
+
+def _first_model(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    if not content:
+        return {}
+    try:
+        model = content["models"][0]
+        _check_rows(model, path)
+        for row in model["rows"]:
+            row["level"], row["name"], float(row["raw"]), float(row["stderr"]), float(row["score"])
+            float(row["chance"]), int(row["n"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise UserError(f"{path} is not what `ibnorm-hf leaderboard --format json` prints; make it again") from None
+    return dict(model)
+
+
+def _check_rows(content: dict[str, Any], path: Path) -> None:
+    rows = content.get("rows") if content else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} is not what it should be: its 'rows' are no list of objects")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    out = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            out.append(json.loads(text))
+        except ValueError:
+            continue  # the half line of a run that was killed
+    return [line for line in out if isinstance(line, dict)]

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run goes to the Hub in one commit: model, tokenizer, card, code, eval results, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import UserError
+from .card import write_card
+from .checksums import CHECKSUMS, made_with, write_checksums
+from .export import export
+from .folders import CARD, is_run, list_files, model_folder
+from .scrub import require_publishable
+
+Operation = CommitOperationAdd | CommitOperationDelete
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What an upload did. ``commit`` is None where the Hub held these very files already, or for a dry run."""
+
+    repo_id: str
+    files: tuple[str, ...]
+    commit: str | None
+    url: str
+
+
+def push(
+    source: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    dry_run: bool = False,
+    token: str | None = None,
+    endpoint: str | None = None,
+    max_shard_size: str | int = "5GB",
+    say: Callable[[str], Any] = print,
+) -> Pushed:
+    """Export a run with its card into a temporary folder and commit that to a model repository.
+
+    Args:
+        source: a run folder; a model folder goes too, with a card that has little to say.
+        repo_id: ``name`` or ``owner/name``; created if absent.
+        private: visibility of a new repository, private if None. One that exists must be what is asked for.
+        dry_run: say what would be uploaded; needs no token and no network.
+        token: access token; None takes the one of ``hf auth login`` or ``HF_TOKEN``.
+        endpoint: another Hub.
+        say: receives lines of progress.
+
+    Raises:
+        UserError: a mistake (exit code 2), or an upload that broke off (1), after which the same call goes on:
+            what reached the Hub is not sent again, and nothing is visible before the commit.
+    """
+    token = token or get_token()
+    _check_repo_id(repo_id)
+    model_folder(source)
+    if token is None and not dry_run:
+        raise UserError("there is no access token; run `hf auth login`, or set HF_TOKEN to a token with write access")
+    api = HfApi(endpoint=endpoint, token=token, library_name="ibnorm_hf")
+    if not dry_run and "/" not in repo_id:
+        repo_id = f"{_asking(api.whoami, repo_id)['name']}/{repo_id}"
+    with tempfile.TemporaryDirectory(prefix="ibnorm_hf_push_") as aside:
+        folder = export(source, Path(aside) / "export", max_shard_size=max_shard_size)
+        if is_run(Path(source)) or not (folder / CARD).is_file():
+            write_card(source, target=folder, model_id=repo_id)
+            write_checksums(folder, made_with(folder))
+        places = (Path.home(), Path(source).resolve(), Path.cwd(), Path(aside))
+        require_publishable(folder, secrets=(token or "",), places=places)
+        names = list_files(folder)
+        size = sum((folder / name).stat().st_size for name in names)
+        for name in names:
+            say(f"{(folder / name).stat().st_size:>13,}  {name}")
+        say(f"{len(names)} files, {size:,} bytes, to {api.endpoint}/{repo_id}")
+        if dry_run:
+            return Pushed(repo_id, tuple(names), None, f"{api.endpoint}/{repo_id}")
+        return _upload(api, repo_id, private, folder, names, say)
+
+
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"repo_id '{repo_id}' is not valid: {' '.join(str(error).split())}") from None
+
+
+def _upload(
+    api: HfApi, repo_id: str, private: bool | None, folder: Path, names: list[str], say: Callable[[str], Any]
+) -> Pushed:
+    _asking(api.create_repo, repo_id, private=private is not False, exist_ok=True)
+    info = _asking(api.model_info, repo_id)
+    if private is not None and info.private != private:
+        now, asked = ("private", "public") if info.private else ("public", "private")
+        raise UserError(f"{repo_id} is {now}, not {asked}: change it in its settings, or choose another repo_id")
+    operations: list[Operation] = [CommitOperationAdd(name, str(folder / name)) for name in names]
+    operations += [CommitOperationDelete(name) for name in _stale(api, repo_id, info, names)]
+    commit = _asking(
+        api.create_commit,
+        repo_id,
+        operations=operations,
+        commit_message="Upload by ibnorm_hf",
+        parent_commit=info.sha,
+    )
+    url = f"{api.endpoint}/{repo_id}"
+    if commit.oid == info.sha:
+        say(f"nothing changed: {url} holds these files already")
+        return Pushed(repo_id, tuple(names), None, url)
+    say(f"published {url} at {commit.oid}")
+    return Pushed(repo_id, tuple(names), commit.oid, url)
+
+
+def _stale(api: HfApi, repo_id: str, info: Any, names: list[str]) -> list[str]:
+    """Files that an earlier push brought and this one does not: an old weight file would be loaded for a new one."""
+    there = {item.rfilename for item in info.siblings or []}
+    if CHECKSUMS not in there:
+        return []
+    with tempfile.TemporaryDirectory(prefix="ibnorm_hf_push_") as aside:
+        path = _asking(api.hf_hub_download, repo_id, filename=CHECKSUMS, revision=info.sha, local_dir=aside)
+        try:
+            listed = json.loads(Path(path).read_text(encoding="utf-8"))["files"]
+        except (ValueError, KeyError, TypeError):
+            return []  # not ours: nothing of it is known to be superseded
+    return sorted(there.intersection(listed) - set(names))
+
+
+def _asking(call: Callable[..., Any], repo_id: str, **arguments: Any) -> Any:
+    """Call the Hub; what goes wrong becomes one sentence without the token."""
+    positional = () if call.__name__ == "whoami" else (repo_id,)
+    try:
+        return call(*positional, **arguments)
+    except HfHubHTTPError as error:
+        raise _refused(error, repo_id) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = error.__cause__
+        if isinstance(cause, HfHubHTTPError):
+            raise _refused(cause, repo_id) from None
+        raise _broken(repo_id, _reason(cause or error, call)) from None
+    except Exception as error:
+        # The client lets its HTTP library's errors through, whichever library that is.
+        raise _broken(repo_id, _reason(error, call)) from None
+
+
+def _reason(error: BaseException, call: Any) -> str:
+    return (str(error) or type(error).__name__).replace(call.__self__.token, "<hidden>")
+
+
+def _refused(error: HfHubHTTPError, repo_id: str) -> UserError:
+    status = error.response.status_code if error.response is not None else 0
+    if status == 401:
+        return UserError("the Hub does not accept the access token; run `hf auth login` with one that has write access")
+    if status == 403:
+        return UserError(f"the access token may not write to {repo_id}; use one with write access to that owner")
+    if status in (409, 412):
+        return UserError(f"{repo_id} was changed by somebody else meanwhile; look at it, then push again", exit_code=1)
+    return _broken(repo_id, f"HTTP status {status}")
+
+
+def _broken(repo_id: str, reason: str) -> UserError:
+    reason = " ".join(reason.split())[:200]
+    return UserError(
+        f"the upload to {repo_id} broke off ({reason}); no half of it is visible: run the same command again, files "
+        "that arrived are not sent twice",
+        exit_code=1,
+    )

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's numbers as text for its card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .facts import Facts
+
+NOT_MEASURED = "not measured"
+# Keys of eval/validation.json that are scores, and how a card calls them.
+MEASURES = {
+    "loss": "validation loss (nats a token)",
+    "perplexity": "validation perplexity",
+    "bits_per_byte": "bits per byte",
+    "accuracy": "accuracy (top 1)",
+    "top1": "accuracy (top 1)",
+    "top5": "accuracy (top 5)",
+    "calibration_error": "calibration error",
+}
+
+
+def number(value: Any) -> str:
+    """Text of a number: thousands separated, six digits of a fraction; ``not measured`` for None."""
+    if value is None:
+        return NOT_MEASURED
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A markdown table; a bar in a cell cannot break it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def leaderboard_table(facts: Facts) -> str:
+    """Score, raw value, standard error, n and chance of every benchmark; of every subtask where some are missing."""
+    if not facts.leaderboard:
+        if facts.unscored:
+            return (
+                "Evaluated, but not scored yet: `ibnorm-hf leaderboard RUN --format json > RUN/eval/leaderboard.json`."
+            )
+        return f"Open LLM Leaderboard II: {NOT_MEASURED}."
+    rows = facts.leaderboard["rows"]
+    shown = [row for row in rows if row["level"] != "subtask"]
+    if facts.leaderboard.get("average") is None:
+        shown = rows
+    cells = [
+        [
+            row["name"],
+            f"{row['score']:.2f}",
+            f"{row['raw']:.4f} ± {row['stderr']:.4f}",
+            f"{row['chance']:.4f}",
+            f"{row['n']:,}",
+            row.get("mark") or "",
+            row.get("note") or "",
+        ]
+        for row in shown
+    ]
+    text = table(["benchmark", "score", "raw ± stderr", "chance", "n", "", "note"], cells)
+    text += "\n\nA score is 0 at chance and 100 when all is right; within two standard errors of chance it is chance."
+    missing = facts.leaderboard.get("missing")
+    if missing:
+        text += f"\n\nNot measured, so there is no average: {', '.join(missing)}."
+    return text
+
+
+def comparison_table(facts: Facts) -> str:
+    """The rows of eval/comparison.json as they are, with its notes."""
+    rows = facts.comparison.get("rows")
+    if not rows:
+        return f"Comparison with baselines: {NOT_MEASURED}."
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    body = table(header, [[number(row.get(key)) for key in header] for row in rows])
+    return "\n\n".join([body, *map(str, facts.comparison.get("notes", []))])

@@ -8,6 +8,7 @@ files, versions and hashes stay as they are.
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -220,10 +221,29 @@ def go_offline() -> None:
 
 @contextmanager
 def inside(folder: Path | None) -> Iterator[None]:
-    """Work in ``folder`` for a while; None changes nothing."""
-    before = os.getcwd()
-    os.chdir(folder or before)
+    """Work in ``folder`` for a while, with a cache of its own; None changes nothing.
+
+    ``datasets`` keeps what it once read from ``a/b`` under that name, whichever folder it came from and whatever has
+    changed in it since: so the cache is kept by the content of the files.
+    """
+    if folder is None:
+        yield
+        return
+    import datasets.config
+
+    before, cache = os.getcwd(), datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = Path(cache) / "local" / _content_sha256(folder)[:24]
+    os.chdir(folder)
     try:
         yield
     finally:
         os.chdir(before)
+        datasets.config.HF_DATASETS_CACHE = cache
+
+
+def _content_sha256(folder: Path) -> str:
+    checksum = hashlib.sha256()
+    for repo in sorted({source.repo for source in SOURCES.values()}):
+        for path in sorted(p for p in (folder / repo).rglob("*") if p.is_file()):
+            checksum.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return checksum.hexdigest()

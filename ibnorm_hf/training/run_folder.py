@@ -50,7 +50,8 @@ def claim(recipe: Recipe) -> None:
         except (OSError, ValueError, yaml.YAMLError, AttributeError):
             raise UserError(f"{path} is unreadable, so {folder} cannot be used; choose another output_dir") from None
         changed = _differences(other, identity(mine))
-        if changed:
+        # A run that never logged a step (a misspelt corpus, say) has nothing to lose.
+        if changed and (checkpoints(folder) or (folder / "metrics.jsonl").exists() or (folder / "model").exists()):
             raise UserError(f"{folder} holds another run ({'; '.join(changed[:3])}); choose another output_dir")
         if recipe.run.resume == "never" and (checkpoints(folder) or (folder / "model").exists()):
             raise UserError(f"{folder} already holds this run; choose another output_dir, or resume auto")

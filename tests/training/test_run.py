@@ -276,6 +276,21 @@ def test_a_folder_with_another_run_is_refused(run: Path, make_recipe):
         job.pretrain(make_recipe("--resume", "never"))
 
 
+def test_a_run_that_never_began_may_be_corrected(make_recipe, tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist"):
+        job.pretrain(make_recipe("--corpus", tmp_path / "misspelt.txt"))
+    job.pretrain(make_recipe("--max_steps", 1))
+    assert checkpoints(tmp_path / "run")[-1][0] == 1
+
+
+def test_bf16_and_tensorboard_on_cpu(make_recipe, tmp_path: Path):
+    result = job.pretrain(make_recipe("--bf16", "--report_to", "tensorboard", "--max_steps", 3))
+    assert math.isfinite(result.validation["loss"])
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
 def test_a_foreign_folder_or_checkpoint_is_refused(run: Path, make_recipe, tmp_path: Path):
     with pytest.raises(UserError, match="belongs to another recipe"):
         job.pretrain(make_recipe("--seed", 7, "--output_dir", tmp_path / "new", "--resume", run / "checkpoint-6"))

@@ -148,7 +148,9 @@ def test_a_linear_compression_is_layer_norm(monkeypatch):
     torch.testing.assert_close(ib_norm(x, norm_type="Linear", norm_lambda=2), F.layer_norm(x, (192,), eps=1e-5))
 
 
-@pytest.mark.parametrize("std, cosines", [(1.0, (0.998, 0.999)), (4.0, (0.989, 0.965)), (20.0, (0.961, 0.856))])
+@pytest.mark.parametrize(
+    "std, cosines", [(0.02, (0.99999, 0.99999)), (1.0, (0.998, 0.999)), (4.0, (0.989, 0.965)), (20.0, (0.961, 0.856))]
+)
 def test_departure_from_layer_norm_grows_with_the_spread(std, cosines):
     x = std * torch.randn(64, 4096, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for variant, cosine in zip(("ibnorm-l", "ibnorm-t"), cosines, strict=True):

@@ -169,7 +169,10 @@ def _check_leaf(folder: Path, leaf: str) -> int:
         disable_progress_bars()  # a bar a file says nothing
         data = load_dataset(source.repo, source.config)
     except Exception as error:
-        reason = " ".join(str(error).split())[:160].rstrip(". ")
+        cause = error.__cause__ or error
+        # A cast error's own text is the whole schema; its details are the columns that some file lacks or adds.
+        text = f"its files differ: {cause.details()}" if hasattr(cause, "details") else str(cause)
+        reason = " ".join(text.split())[:200].rstrip(". ")
         what = f"configuration {source.config} of {place}" if source.config else str(place)
         raise UserError(
             f"{leaf}: {what} cannot be read ({reason}); its README.md must list configs, splits and files"

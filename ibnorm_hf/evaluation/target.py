@@ -16,7 +16,7 @@ from ..errors import UserError
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.gguf")
 _NOT_THE_MODEL = ("*.md", "manifest.json", "optimizer.pt", "scheduler.pt", "rng_state*", "trainer_state.json")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def resolve(name: str) -> Target:
     """
     path = Path(name).expanduser()
     if not path.exists():
-        if not _HUB_NAME.fullmatch(name) or name in (".", ".."):
+        if not _HUB_NAME.fullmatch(name):
             raise UserError(f"model path {name} does not exist; give a run folder, a model folder or a Hub name")
         return Target(name, None, None, None, Path("eval", name.replace("/", "__")).absolute())
     path = path.resolve()

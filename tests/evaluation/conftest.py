@@ -32,9 +32,9 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For subprocesses, which share the data sets' cache with this process."""
+        """For subprocesses: no network, and no data sets' cache shared with this process."""
         ours = {"HF_HOME": str(self.root / "hf"), "NLTK_DATA": str(self.root / "nltk")}
-        return {**os.environ, **ours, "HF_DATASETS_CACHE": str(self.root / "cache"), "HF_HUB_OFFLINE": "1"}
+        return {**os.environ, **ours, "IBNORM_CACHE": str(self.root / "ibnorm"), "HF_HUB_OFFLINE": "1"}
 
     def run(self, *words: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *words]
@@ -72,6 +72,7 @@ def offline(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place.root / "cache")
+    monkeypatch.setenv("IBNORM_CACHE", str(place.root / "ibnorm"))
     monkeypatch.chdir(place.root)
     yield
     datasets.enable_progress_bars()

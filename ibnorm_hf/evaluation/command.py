@@ -64,10 +64,10 @@ def main(words: Sequence[str]) -> int:
     if PERPLEXITY in names:
         from .perplexity import perplexity_of_run, summary
 
-        result = perplexity_of_run(target, given.blocks, output, rest)
+        names = [name for name in names if name != PERPLEXITY]
+        result = perplexity_of_run(target, given.blocks, output, rest, alone=not names)
         if result is not None:
             print(summary(result))
-        names = [name for name in names if name != PERPLEXITY]
     if not names:
         return 0
     return _harness(target, names, given.data, output, rest)

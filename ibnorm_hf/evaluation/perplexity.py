@@ -30,7 +30,9 @@ COLUMN = "input_ids"
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def perplexity_of_run(target: Target, blocks: Path | None, output: Path, words: Sequence[str]) -> dict[str, Any] | None:
+def perplexity_of_run(
+    target: Target, blocks: Path | None, output: Path, words: Sequence[str], alone: bool = True
+) -> dict[str, Any] | None:
     """Measure, write ``perplexity.json`` into ``output`` and return its content (None but on the first process).
 
     Under ``torchrun`` or ``accelerate launch`` process r takes blocks r, r + W, ...; sums are added in float64.
@@ -40,14 +42,15 @@ def perplexity_of_run(target: Target, blocks: Path | None, output: Path, words: 
         blocks: folder of the packed blocks; None takes where the run left them.
         output: folder for ``perplexity.json``.
         words: harness options; ``--batch_size``, ``--device``, ``--limit`` (whole blocks) and ``--model_args dtype=``
-            mean here what they mean there, others do not concern perplexity.
+            mean here what they mean there.
+        alone: no harness task was asked for, so other options are mistakes.
 
     Raises:
         UserError: no run, blocks missing or other than those the run was validated on, or ids beyond the embedding.
     """
     if target.run is None:
         raise UserError(f"perplexity needs the validation blocks of a run, and {target.pretrained} is none; give a run")
-    options = _options(words)
+    options = _options(words, alone)
     rank, world = _processes()
     device = torch.device(options.device or _default_device())
     data, description = load_validation_blocks(target.run, blocks)
@@ -118,13 +121,15 @@ def load_validation_blocks(run: Path, blocks: Path | None) -> tuple[Dataset, dic
     return concatenate_datasets(parts).with_format("numpy"), description
 
 
-def _options(words: Sequence[str]) -> argparse.Namespace:
+def _options(words: Sequence[str], alone: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="ibnorm-hf eval --tasks perplexity", allow_abbrev=False)
     parser.add_argument("--batch_size", "-b", default="auto")
     parser.add_argument("--device", default=None)
     parser.add_argument("--limit", "-L", type=float, default=None)
     parser.add_argument("--model_args", "-a", nargs="+", default=[])
-    options, _ = parser.parse_known_args(list(words))
+    options, unknown = parser.parse_known_args(list(words))
+    if unknown and alone:
+        raise UserError(f"eval: {unknown[0]} does not concern perplexity; leave it out")
     size = str(options.batch_size)
     if not size.startswith("auto") and not (size.isdigit() and int(size) > 0):
         raise UserError(f"--batch_size {size} is no whole number of at least 1; give one, or auto")

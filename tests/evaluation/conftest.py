@@ -22,6 +22,27 @@ from .models import TEXT, save_model
 
 SHORT = ("--limit", "2", "--gen_kwargs", "max_gen_toks=16", "--batch_size", "32")
 
+RECIPE = """
+model_type: {kind}
+model:
+  vocab_size: 300
+  hidden_size: 32
+  intermediate_size: 64
+  num_hidden_layers: 2
+  num_attention_heads: 2
+corpus: {text}
+block_size: 32
+validation_fraction: 0.2
+max_steps: 4
+per_device_train_batch_size: 4
+learning_rate: 1.0e-2
+warmup_steps: 1
+logging_steps: 2
+eval_steps: 4
+save_steps: 4
+use_cpu: true
+"""
+
 
 @dataclass
 class Place:
@@ -59,6 +80,18 @@ def models(place: Place) -> Callable[..., Path]:
         return folder if folder.is_dir() else save_model(kind, folder)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(place: Place) -> Path:
+    """A run trained for four steps by the training room's own command."""
+    recipe = place.root / "recipe.yaml"
+    text = Path(__file__).parents[2] / "LICENSE"
+    recipe.write_text(RECIPE.format(kind="ibnorm_llama", text=text))
+    folder = place.root / "run"
+    done = place.run("-m", "ibnorm_hf.cli", "pretrain", str(recipe), "--output_dir", str(folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
 
 
 @pytest.fixture

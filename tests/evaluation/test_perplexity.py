@@ -12,39 +12,6 @@ import pytest
 
 from .conftest import Place
 
-RECIPE = """
-model_type: {kind}
-model:
-  vocab_size: 300
-  hidden_size: 32
-  intermediate_size: 64
-  num_hidden_layers: 2
-  num_attention_heads: 2
-corpus: {text}
-block_size: 32
-validation_fraction: 0.2
-max_steps: 4
-per_device_train_batch_size: 4
-learning_rate: 1.0e-2
-warmup_steps: 1
-logging_steps: 2
-eval_steps: 4
-save_steps: 4
-use_cpu: true
-"""
-
-
-@pytest.fixture(scope="module")
-def run(place: Place) -> Path:
-    """A run trained for four steps by the training room's own command."""
-    recipe = place.root / "recipe.yaml"
-    text = Path(__file__).parents[2] / "LICENSE"
-    recipe.write_text(RECIPE.format(kind="ibnorm_llama", text=text))
-    folder = place.root / "run"
-    done = place.run("-m", "ibnorm_hf.cli", "pretrain", str(recipe), "--output_dir", str(folder))
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder
-
 
 def measure(command: Callable, run: Path, *words: str) -> dict:
     code, out, err = command("eval", run, "--tasks", "perplexity", *words)
@@ -52,10 +19,10 @@ def measure(command: Callable, run: Path, *words: str) -> dict:
     return json.loads((run / "eval" / "perplexity.json").read_text())
 
 
-def test_equals_training_s_own_validation_at_every_batch_size(command: Callable, run: Path) -> None:
-    trained = json.loads((run / "eval" / "validation.json").read_text())
+def test_equals_training_s_own_validation_at_every_batch_size(command: Callable, trained: Path) -> None:
+    trained = json.loads((trained / "eval" / "validation.json").read_text())
     for size in ("1", "3", "8"):
-        found = measure(command, run, "--batch_size", size)
+        found = measure(command, trained, "--batch_size", size)
         assert found["loss"] == pytest.approx(trained["loss"], rel=2e-6), size
         assert found["bits_per_byte"] == pytest.approx(trained["bits_per_byte"], rel=2e-6)
         assert (found["tokens"], found["blocks"], found["sha256"]) == tuple(
@@ -65,36 +32,36 @@ def test_equals_training_s_own_validation_at_every_batch_size(command: Callable,
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
 
 
-def test_two_processes_give_the_number_of_one(command: Callable, place: Place, run: Path) -> None:
-    alone = measure(command, run)
+def test_two_processes_give_the_number_of_one(command: Callable, place: Place, trained: Path) -> None:
+    alone = measure(command, trained)
     command_line = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541")
-    words = ("-m", "ibnorm_hf.cli", "eval", str(run), "--tasks", "perplexity", "--batch_size", "3")
+    words = ("-m", "ibnorm_hf.cli", "eval", str(trained), "--tasks", "perplexity", "--batch_size", "3")
     done = place.run(*command_line, *words)
     assert done.returncode == 0, done.stderr[-2000:]
-    together = json.loads((run / "eval" / "perplexity.json").read_text())
+    together = json.loads((trained / "eval" / "perplexity.json").read_text())
     assert together["processes"] == 2 and together["tokens"] == alone["tokens"]
     assert together["loss"] == pytest.approx(alone["loss"], rel=2e-6)
     assert done.stdout.count("bits per byte") == 1
 
 
-def test_a_checkpoint_of_the_run_is_measured_on_the_same_blocks(command: Callable, run: Path) -> None:
-    code, _, err = command("eval", run / "checkpoint-4", "--tasks", "perplexity")
+def test_a_checkpoint_of_the_run_is_measured_on_the_same_blocks(command: Callable, trained: Path) -> None:
+    code, _, err = command("eval", trained / "checkpoint-4", "--tasks", "perplexity")
     assert code == 0, err
-    found = json.loads((run / "eval" / "checkpoint-4" / "perplexity.json").read_text())
-    assert found["loss"] == pytest.approx(measure(command, run)["loss"], rel=2e-6)
+    found = json.loads((trained / "eval" / "checkpoint-4" / "perplexity.json").read_text())
+    assert found["loss"] == pytest.approx(measure(command, trained)["loss"], rel=2e-6)
 
 
-def test_a_part_of_the_blocks_is_said_to_be_one(command: Callable, run: Path) -> None:
-    code, out, _ = command("eval", run, "--tasks", "perplexity", "--limit", "2", "--output_path", run / "part")
-    found = json.loads((run / "part" / "perplexity.json").read_text())
+def test_a_part_of_the_blocks_is_said_to_be_one(command: Callable, trained: Path) -> None:
+    code, out, _ = command("eval", trained, "--tasks", "perplexity", "--limit", "2", "--output_path", trained / "part")
+    found = json.loads((trained / "part" / "perplexity.json").read_text())
     assert code == 0 and found["tokens"] == 2 * 31 and f"2 of {found['all_blocks']} blocks" in out
 
 
-def test_blocks_that_moved_or_changed(command: Callable, refused: Callable, run: Path, tmp_path: Path) -> None:
-    name = json.loads((run / "data.json").read_text())["fingerprints"]["blocks"]
+def test_blocks_that_moved_or_changed(command: Callable, refused: Callable, trained: Path, tmp_path: Path) -> None:
+    name = json.loads((trained / "data.json").read_text())["fingerprints"]["blocks"]
     blocks = Path(os.environ["IBNORM_CACHE"]) / "blocks" / name
     moved = shutil.copytree(blocks, tmp_path / "moved")
-    ask = ("eval", run, "--tasks", "perplexity", "--output_path", tmp_path / "out", "--blocks")
+    ask = ("eval", trained, "--tasks", "perplexity", "--output_path", tmp_path / "out", "--blocks")
     assert command(*ask, moved)[0] == 0
     (shard,) = moved.glob("validation-*.arrow")
     content = bytearray(shard.read_bytes())
@@ -105,9 +72,12 @@ def test_blocks_that_moved_or_changed(command: Callable, refused: Callable, run:
     assert "are missing; set IBNORM_CACHE or --blocks" in refused(*ask, moved)
 
 
-def test_a_model_without_a_run_gets_one_line(refused: Callable, models: Callable, run: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_run_gets_one_line(
+    refused: Callable, models: Callable, trained: Path, tmp_path: Path
+) -> None:
     assert "needs the validation blocks of a run" in refused("eval", models("llama"), "--tasks", "perplexity")
-    assert "--batch_size 0 is no whole number" in refused("eval", run, "--tasks", "perplexity", "--batch_size", "0")
-    copy = shutil.copytree(run, tmp_path / "copy")
+    assert "--batch_size 0 is no whole number" in refused("eval", trained, "--tasks", "perplexity", "--batch_size", "0")
+    assert "--limt does not concern perplexity" in refused("eval", trained, "--tasks", "perplexity", "--limt", "3")
+    copy = shutil.copytree(trained, tmp_path / "copy")
     (copy / "data.json").write_text("{}")
     assert "does not describe validation blocks" in refused("eval", copy, "--tasks", "perplexity")

@@ -32,9 +32,9 @@ def draw(models: Sequence[Scored], path: Path) -> None:
             x = k + (i - (len(models) - 1) / 2) * width
             margin = SIGNIFICANT * row.score_stderr
             axes.bar(x, row.score, width, color=f"C{i}", hatch="//" if row.mark else None, edgecolor="white", zorder=2)
-            # The score cannot fall below 0, so neither does its whisker.
-            lower = min(margin, row.score)
-            axes.errorbar(x, row.score, yerr=[[lower], [margin]], color="black", capsize=3, linewidth=1, zorder=3)
+            # The score cannot leave 0 to 100, so neither does its whisker.
+            reach = [[min(margin, row.score)], [min(margin, 100 - row.score)]]
+            axes.errorbar(x, row.score, yerr=reach, color="black", capsize=3, linewidth=1, zorder=3)
         axes.bar(0, 0, color=f"C{i}", label=model.name)
     axes.bar(0, 0, color="grey", hatch="//", edgecolor="white", label="not above chance")
     axes.set_xticks(range(len(names)), names)

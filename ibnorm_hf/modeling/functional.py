@@ -181,7 +181,8 @@ class _IBNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        x, weight, *statistics = ctx.saved_tensors
+        x, weight, *saved = ctx.saved_tensors
+        statistics: tuple[Tensor, ...] = tuple(saved)
         compression, lam, eps, order, backend = ctx.options
         kernels = _kernels(x, compression, order, backend)
         # Gradients are recorded inside a backward only for create_graph=True. Saved statistics are constants, and a
@@ -189,9 +190,9 @@ class _IBNorm(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             kernels = EAGER
             compression = replace(compression, g=partial(_Compress.apply, compression=compression))
-            _, *statistics = EAGER.forward(x, None, None, compression, lam, eps, order)
+            statistics = EAGER.forward(x, None, None, compression, lam, eps, order)[1:]
         wanted = ctx.needs_input_grad[:3]
-        dx, *sums = kernels.backward(dy, x, weight, tuple(statistics), compression, lam, order, wanted)
+        dx, *sums = kernels.backward(dy, x, weight, statistics, compression, lam, order, wanted)
         dweight, dbias = (s if s is None else s.to(t) for s, t in zip(sums, ctx.dtypes, strict=True))
         return dx, dweight, dbias, None, None, None, None, None
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both benchmarks share: interleaved timing, quantiles, and the machine that a number belongs to."""
+
+import csv
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+import ibnorm_hf
+
+
+def interleave(jobs: Mapping[str, Callable[[], None]], repeats: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds of each job in each round. Every round runs every job once, so drift of the machine hits all alike."""
+    cuda = torch.cuda.is_available()
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for i in range(warmup + repeats):
+        for name, job in jobs.items():
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            job()
+            if cuda:
+                torch.cuda.synchronize()
+            if i >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """20 %, 50 % and 80 % quantiles."""
+    q = torch.quantile(torch.tensor(values, dtype=torch.float64), torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    return tuple(q.tolist())
+
+
+def ratio(times: Mapping[str, Sequence[float]], name: str, base: str) -> tuple[float, float, float]:
+    """Quantiles of the round-by-round ratio of two jobs."""
+    return quantiles([a / b for a, b in zip(times[name], times[base], strict=True)])
+
+
+def machine() -> dict[str, str]:
+    """Hardware and versions, one CSV column each."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "ibnorm_hf": ibnorm_hf.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write the rows with the machine's columns appended; the folder is made when it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{**row, **machine()} for row in rows]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .compression import Compression, canonical_name, get_compression, unknown_name
 from .eager import EAGER, Kernels
-from .fused_cpu import FUSED_CPU, supports
+from .fused_cpu import FUSED_CPU, log_once, supports
 
 NORM_ORDERS = ("compress-first", "standardize-first")
-BACKENDS = ("reference", "eager", "compiled")
+BACKENDS = ("reference", "eager", "compiled", "triton")
 
 
 def check_lambda(norm_lambda: float) -> float:
@@ -70,8 +70,9 @@ def ib_norm(
         norm_type: ``ibnorm-l``, ``-t``, ``-s``, ``-sqrt`` or a registered compression.
         norm_lambda: where compression sets in, in units of x; None takes the variant's default.
         eps: added to the variance.
-        backend: None chooses by device, dtype and shape; ``reference``, ``eager`` or ``compiled`` (a C++ kernel on CPU)
-            asks for one, as does the environment variable ``IBNORM_BACKEND``; what cannot take x runs ``eager``.
+        backend: None chooses by device, dtype and shape; ``reference``, ``eager``, ``compiled`` (a C++ kernel on CPU)
+            or ``triton`` asks for one, as does the environment variable ``IBNORM_BACKEND``; ``eager`` stands in for
+            one that cannot take x.
 
     Returns:
         A tensor of x's shape and dtype. For backward, x, weight and three scalars a row are kept.
@@ -204,4 +205,11 @@ def _kernels(x: Tensor, compression: Compression, order: str, backend: str | Non
     backend = backend or _BACKEND
     if backend in (None, "compiled") and supports(x, compression, order):
         return FUSED_CPU
+    if backend == "triton" or (backend is None and x.is_cuda):
+        from .fused_triton import FUSED_TRITON, why_not
+
+        reason = why_not(x, compression)
+        if reason is None:
+            return FUSED_TRITON
+        log_once(f"IBNorm's Triton kernel is not used, the slower torch path runs instead: {reason}")
     return EAGER

@@ -128,7 +128,7 @@ def _library(name: str, order: str) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_build(name, order)))
     except (OSError, subprocess.SubprocessError) as error:
-        _log_once(str(error))
+        log_once(f"IBNorm's CPU kernel could not be built, the slower torch path runs instead: {error}")
         return None
     for dtype in _TYPES.values():
         for direction, count in (("forward", 7), ("backward", 9)):
@@ -140,8 +140,9 @@ def _library(name: str, order: str) -> ctypes.CDLL | None:
 
 
 @functools.cache
-def _log_once(reason: str) -> None:
-    logger.warning(f"IBNorm's CPU kernel could not be built, the slower torch path runs instead: {reason}")
+def log_once(line: str) -> None:
+    """Log a warning, once a process."""
+    logger.warning(line)
 
 
 def _build(name: str, order: str) -> Path:

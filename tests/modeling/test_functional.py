@@ -334,7 +334,7 @@ def test_autocast_keeps_the_dtype_and_the_value(dtype):
         ({"norm_order": "compres-first"}, r"Did you mean 'compress-first'\?"),
         ({"norm_lambda": 0}, "norm_lambda must be a finite number above 0, got 0"),
         ({"norm_lambda": float("nan")}, "norm_lambda must be a finite number above 0, got nan"),
-        ({"backend": "trition"}, "Unknown backend 'trition'; known: compiled, eager, reference"),
+        ({"backend": "trition"}, "Unknown backend 'trition'; known: compiled, eager, reference, triton"),
         ({"norm_lambda": True}, "norm_lambda must be a finite number above 0, got True"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import logging
 
 from .. import __version__, registration
 from ..errors import UserError
@@ -134,6 +136,8 @@ def _verify_source(model: Path) -> None:
 
 
 def _load(folder: Path) -> PreTrainedModel:
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # in a file, a bar is a page of lines
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         cls = _model_class(config, folder)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cards come from a run's files: every figure is in one, and what is in none reads "not measured"."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
+
+from ibnorm_hf.cli import main
+from ibnorm_hf.errors import UserError
+from ibnorm_hf.hub import card as cards
+from ibnorm_hf.hub.card import write_card
+from ibnorm_hf.hub.export import export
+from ibnorm_hf.hub.norm_facts import norm_facts
+from ibnorm_hf.modeling.norms import list_norms
+
+from .conftest import VALIDATION, write
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = """How to load it|Normalization|Training data|Recipe and command|Results|Beside baselines
+Open LLM Leaderboard II|Hardware, versions, commit|Intended use and limits|Citation"""
+
+
+def row(level, name, raw, score, mark=""):
+    numbers = {"raw": raw, "stderr": 0.0123, "n": 198, "chance": 0.25, "score": score, "score_stderr": 1.5}
+    return {"level": level, "benchmark": "GPQA", "name": name, "mark": mark, "note": "", **numbers}
+
+
+LEADERBOARD = {
+    "difference_to": "one",
+    "models": [
+        {
+            "model": "one",
+            "average": 7.77,
+            "missing": [],
+            "rows": [
+                row("subtask", "leaderboard_gpqa_main", 0.3375, 11.67),
+                row("subtask", "leaderboard_mmlu_pro", 0.2611, 3.33, "at chance"),
+                row("benchmark", "GPQA", 0.3375, 11.67),
+                row("average", "Average", 0.3, 7.77),
+            ],
+        }
+    ],
+}
+COMPARISON = {
+    "rows": [{"norm": "ibnorm-t", "mean": 4.1, "seeds": 3}, {"norm": "rm|s", "mean": 4.2}],
+    "notes": ["p 0.4"],
+}
+
+
+def test_a_card_has_every_section_and_reads_back(run):
+    assert main(["card", str(run)]) == 0
+    path = run / "model" / "README.md"
+    text = path.read_text()
+    for title in re.split(r"[|\n]", SECTIONS):
+        assert re.search(rf"^##+ {title}$", text, re.M), title
+    for figure in ("4.125", "61.868", "1.653", "2,560", "seed | 7", "0123456789abcdef", "12" * 32, "torch 2.13.0+cpu"):
+        assert figure in text, figure
+    assert "recipes/pretrain.py recipes/llama/tiny.yaml" in text and "/home/somebody" not in text
+    assert "trust_remote_code=True" in text and "import ibnorm_hf" in text
+    assert "![Training and validation loss over steps](loss.png)" in text and (run / "model" / "loss.png").is_file()
+    assert "tanh(u)" in text and "| 4 (the default of this variant) |" in text
+    assert "Sourced from the paper" in text and "Reconstructed, since no code was released" in text
+    metadata = metadata_load(path)
+    assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "text-generation" and metadata["tags"][0] == "ibnorm"
+    results = {r.metric_type: r.metric_value for r in ModelCard.load(path).data.eval_results}
+    assert results == {key: VALIDATION[key] for key in ("loss", "perplexity", "bits_per_byte")}
+    assert not (run / "model" / ".eval_results").exists()  # nothing was measured on a data set of the Hub
+
+
+def test_the_same_files_give_the_same_card(run):
+    first = write_card(run).read_bytes()
+    assert write_card(run).read_bytes() == first
+
+
+@pytest.mark.parametrize("absent", ["eval", "metrics.jsonl", "environment.json", "data.json", "loss.png"])
+def test_what_was_not_measured_says_so(run, absent):
+    whole = write_card(run).read_text()
+    path = run / absent
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = write_card(run).read_text()
+    assert text.count("not measured") > whole.count("not measured")
+    if absent == "eval":
+        assert "| validation loss | not measured |" in text and "model-index" not in text and "4.125" not in text
+    if absent == "loss.png":
+        assert "Loss curve: not measured." in text and "](loss.png)" not in text
+
+
+def test_every_number_comes_from_a_file(run):
+    """Change each number of the validation file: the card must follow, and no old one may stay."""
+    changed = {k: v + 1 if isinstance(v, int | float) else v for k, v in VALIDATION.items()}
+    write(run / "eval" / "validation.json", changed)
+    text = write_card(run).read_text()
+    for key in ("loss", "perplexity", "bits_per_byte"):
+        assert f"{changed[key]:.6g}" in text and f"{VALIDATION[key]:.6g}" not in text
+
+
+def test_leaderboard_and_comparison_are_shown_and_published_in_both_forms(run):
+    write(run / "eval" / "leaderboard.json", LEADERBOARD)
+    write(run / "eval" / "comparison.json", COMPARISON)
+    text = write_card(run).read_text()
+    assert "| GPQA | 11.67 | 0.3375 ± 0.0123 | 0.2500 | 198 |" in text and "| Average | 7.77 |" in text
+    assert "| ibnorm-t | 4.1 | 3 |" in text and "| rm\\|s | 4.2 | not measured |" in text and "p 0.4" in text
+    listed = yaml.safe_load((run / "model" / ".eval_results" / "leaderboard.yaml").read_text())
+    entries = parse_eval_result_entries(listed)
+    assert [(e.dataset_id, e.task_id, e.value) for e in entries] == [
+        ("Idavidrein/gpqa", "leaderboard_gpqa_main", 0.3375),
+        ("TIGER-Lab/MMLU-Pro", "leaderboard_mmlu_pro", 0.2611),
+    ]
+    assert "chance 0.2500, stderr 0.0123, n 198" in entries[0].notes
+    results = {(r.dataset_type, r.dataset_name): r.metric_value for r in ModelCard(text).data.eval_results}
+    assert results["Idavidrein/gpqa", "leaderboard_gpqa_main"] == 0.3375
+    exported = export(run, run.parent / "export")
+    assert (exported / ".eval_results" / "leaderboard.yaml").is_file() and (exported / "README.md").is_file()
+
+
+def test_a_partial_leaderboard_shows_subtasks_and_no_average(run):
+    partial = json.loads(json.dumps(LEADERBOARD))
+    model = partial["models"][0]
+    model |= {"average": None, "missing": ["leaderboard_ifeval"], "rows": model["rows"][:2]}
+    write(run / "eval" / "leaderboard.json", partial)
+    text = write_card(run).read_text()
+    assert "| leaderboard_gpqa_main | 11.67 |" in text and "at chance" in text
+    assert "Not measured, so there is no average: leaderboard_ifeval." in text
+
+
+def test_results_that_are_not_scored_are_not_called_unmeasured(run):
+    write(run / "eval" / "results_0123.json", {"results": {}})
+    text = write_card(run).read_text()
+    assert "Evaluated, but not scored yet: `ibnorm-hf leaderboard" in text
+    assert "Open LLM Leaderboard II: not measured" not in text
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("environment.json", "{", "environment.json is unreadable"),
+        ("data.json", "[]", "data.json is not what it should be: a JSON object"),
+        ("config.yaml", "a: [", "config.yaml is unreadable"),
+        (
+            "eval/leaderboard.json",
+            '{"models": [{"rows": [{"level": "subtask"}]}]}',
+            "is not what `ibnorm-hf leaderboard",
+        ),
+        ("eval/comparison.json", '{"rows": 3}', "its 'rows' are no list of objects"),
+        ("model/model.safetensors", "nonsense", "model.safetensors is damaged"),
+    ],
+)
+def test_damaged_files_are_one_sentence(run, name, content, message, capsys):
+    (run / name).write_text(content)
+    assert main(["card", str(run)]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (run / "model" / "README.md").exists()
+
+
+def test_a_sample_cannot_break_out_of_its_block(run):
+    (run / "eval" / "sample.txt").write_text("```\n## Results\n{{ card_data }} /home/somebody/file.txt")
+    text = write_card(run).read_text()
+    assert text.count("\n## Results") == 1 and "    ## Results" in text and "{{ card_data }} file.txt" in text
+
+
+def test_a_model_without_a_run_gets_a_card_without_numbers(run, tmp_path):
+    model = shutil.copytree(run / "model", tmp_path / "converted")
+    text = write_card(model).read_text()
+    assert "| validation loss | not measured |" in text and "Training data: not measured." in text
+    with pytest.raises(UserError, match="is no folder"):
+        write_card(tmp_path / "nowhere")
+
+
+def test_every_norm_has_its_facts():
+    ibnorm = [name for name in list_norms() if name.startswith("ibnorm")]
+    for name in list_norms():
+        facts = norm_facts(name)
+        assert facts.citation and bool(facts.formula) == bool(facts.confidence) == (name in ibnorm), name
+    assert norm_facts("ibnorm-s").confidence.startswith("low")
+
+
+def test_the_template_is_one_file_in_two_places():
+    packaged = Path(cards.__file__).with_name("card_template.md")
+    assert (ROOT / "model_cards" / "template.md").read_text() == packaged.read_text()
+
+
+def test_committed_cards_read_back():
+    for path in sorted((ROOT / "model_cards").glob("*/README.md")):
+        data = ModelCard.load(path).data
+        assert data.eval_results and data.model_name and metadata_load(path)["model-index"], path
+        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", path.read_text()):
+            assert (path.parent / picture).is_file()

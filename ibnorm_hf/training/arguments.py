@@ -74,11 +74,15 @@ class DataArguments:
     max_bad_records: int = field(
         default=100, metadata={"help": "Unreadable records to skip, counted and named, before stopping."}
     )
+    prepare_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that tokenize; the blocks do not depend on it. null: one a core, at most 8."},
+    )
 
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """Everything of TrainingArguments, with the defaults of a pretraining run, plus four keys of our own."""
+    """Everything of TrainingArguments, with the defaults of a pretraining run, plus a few keys of our own."""
 
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps; exactly this many are taken."})
     global_batch_size: int | None = field(
@@ -92,6 +96,13 @@ class RunArguments(TrainingArguments):
         default="auto",
         metadata={"help": "`auto`: the newest complete checkpoint of the run, if any; a checkpoint's path; `never`."},
     )
+    grad_spike_factor: float | None = field(
+        default=1000.0,
+        metadata={
+            "help": "Stop, before the update, at a gradient this many times the median of the last 64 steps; "
+            "null never does."
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop; downloads and writes nothing."})
     sample_prompt: str = field(default="The", metadata={"help": "Start of the text generated at the end."})
 
@@ -100,6 +111,9 @@ class RunArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide nan losses; never wanted here."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate: no, steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; null keeps all."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search for unused parameters at every step; there are none here."}
+    )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - as in TrainingArguments
         default="none", metadata={"help": "Trackers: none, tensorboard, wandb, trackio."}
     )
@@ -133,6 +147,8 @@ FREE_KEYS = frozenset(
         "dry_run",
         "sample_prompt",
         "max_bad_records",
+        "prepare_workers",
+        "grad_spike_factor",
         # how it is told
         "report_to",
         "run_name",
@@ -161,6 +177,7 @@ FREE_KEYS = frozenset(
         "dataloader_prefetch_factor",
         "use_cpu",
         "ddp_backend",
+        "ddp_find_unused_parameters",
         "ddp_timeout",
     }
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from .errors import UserError
-from .paths import file_sha256, sync_folder
+from .paths import file_sha256, sync_file, sync_folder
 
 COLUMN = "input_ids"
 
@@ -55,9 +55,9 @@ class BlockWriter:
         """Whether ``max_blocks`` is reached."""
         return self.max_blocks is not None and self.blocks >= self.max_blocks
 
-    def add(self, tokens: list[int], text_bytes: int) -> None:
+    def add(self, tokens: Sequence[int] | np.ndarray, text_bytes: int) -> None:
         """Append the tokens of a text of ``text_bytes`` bytes; ignored once full."""
-        if self.full or not tokens:
+        if self.full or len(tokens) == 0:
             return
         self._pending.append(np.asarray(tokens, dtype=self.dtype))
         self._pending_tokens += len(tokens)
@@ -104,23 +104,28 @@ def _write_shard(path: Path, tokens: np.ndarray, block_size: int) -> None:
     with open(path, "wb") as handle, pa.ipc.new_stream(handle, table.schema) as writer:
         # Small record batches: reading one block must not touch megabytes.
         writer.write_table(table, max_chunksize=1024)
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    sync_file(path)
     sync_folder(path.parent)
 
 
-def load_blocks(folder: Path, shards: list[dict[str, Any]]) -> Dataset:
+def load_blocks(folder: Path, shards: list[dict[str, Any]], *, check: bool = False) -> Dataset:
     """Memory-map shards as one data set of numpy rows.
 
+    Args:
+        folder: where the shards lie.
+        shards: their description, as `BlockWriter` made it.
+        check: compare the SHA-256 of every shard, not its size alone.
+
     Raises:
-        UserError: a shard is missing or has another size than when it was written.
+        UserError: a shard is missing or not what was written.
     """
     parts = []
     for shard in shards:
-        path = folder / shard["file"]
+        path = folder / Path(str(shard["file"])).name  # whatever the description says, it is in this folder
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
             raise UserError(f"prepared data {path} is missing or damaged; delete {folder} and start again")
+        if check and file_sha256(path) != shard["sha256"]:
+            raise UserError(f"prepared data {path} does not match its checksum; delete {folder} and start again")
         parts.append(Dataset.from_file(str(path)))
     return concatenate_datasets(parts).with_format("numpy")
 

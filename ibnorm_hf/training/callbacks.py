@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import math
 import signal
+import statistics
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -191,26 +193,45 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
-class StopOnNan(TrainerCallback):
-    """Stop before an update by gradients that are not finite: the checkpoints stay good."""
+class GradientGuard:
+    """Judge the norm of every step's gradient, over all processes and before clipping, ahead of the update.
 
-    def __init__(self, order: Any) -> None:
-        self.order = order
+    A norm that is no number always ends the run. So does one ``factor`` times the median of the last 64 steps,
+    which clipping would turn into an update in the direction of one bad step; None switches this off. The norms are
+    kept in checkpoints, so that a resumed run judges as an uninterrupted one does.
+    """
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.fp16 or args.deepspeed:
-            return  # their loss scaling meets infinite gradients on purpose and skips such steps
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if gradients and not math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
-            raise diverged("gradient", state.global_step + 1, self.order)
+    window, least = 64, 16
+
+    def __init__(self, order: Any, factor: float | None) -> None:
+        self.order, self.factor = order, factor
+        self.norms: deque[float] = deque(maxlen=self.window)
+
+    def check(self, norm: float, step: int) -> None:
+        """Raise UserError if the run must stop before step ``step`` reaches the weights."""
+        if not math.isfinite(norm):
+            raise diverged("gradient", step, self.order)
+        if self.factor is not None and len(self.norms) >= self.least:
+            usual = statistics.median(self.norms)
+            if norm > self.factor * usual > 0:
+                raise UserError(
+                    f"the gradient spiked at step {step} ({_blocks(self.order, step)}): its norm {norm:.3g} is more "
+                    f"than grad_spike_factor = {self.factor:g} times the usual {usual:.3g}; earlier checkpoints are "
+                    "good: look at those blocks, lower learning_rate, or go on with a higher grad_spike_factor",
+                    exit_code=1,
+                )
+        self.norms.append(norm)
+
+
+def _blocks(order: Any, step: int) -> str:
+    ids = order.ids(step)
+    return f"blocks {', '.join(map(str, ids[:16]))}{', ...' if len(ids) > 16 else ''}"
 
 
 def diverged(what: str, step: int, order: Any) -> UserError:
     """The error of a run whose loss or gradient is no longer a number."""
-    ids = order.ids(step)
-    shown = ", ".join(map(str, ids[:16])) + (", ..." if len(ids) > 16 else "")
     return UserError(
-        f"the {what} became nan or infinite at step {step} (blocks {shown}); earlier checkpoints are good: "
+        f"the {what} became nan or infinite at step {step} ({_blocks(order, step)}); earlier checkpoints are good: "
         "lower learning_rate, or lengthen warmup_steps, and start again",
         exit_code=1,
     )

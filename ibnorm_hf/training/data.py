@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from filelock import FileLock
 
 from .arguments import DataArguments
 from .blocks import BlockWriter, blocks_sha256, load_blocks
+from .encode import Encoder
 from .errors import UserError
 from .paths import cache_root, digest, sync_folder, write_json
 from .sources import HubSource, Piece, Source, open_source
@@ -24,6 +26,7 @@ from .tokenizer import fingerprint, get_tokenizer
 
 SHARD_TOKENS = 8_000_000  # bounds memory, and the work lost when a preparation is killed
 BATCH_CHARS = 1_000_000  # text tokenized at once
+SMALL_CORPUS = 8 << 20  # bytes that one process tokenizes sooner than several have started
 _VERSION = 1  # raise it when the same inputs would give other blocks
 
 Say = Callable[[str], None]
@@ -63,7 +66,9 @@ class HeldOut:
         return held, last
 
 
-def prepare_data(data: DataArguments, *, vocab_size: int, run_tokens: int, say: Say = print) -> PreparedData:
+def prepare_data(
+    data: DataArguments, *, vocab_size: int, run_tokens: int, say: Say = print, check: bool = True
+) -> PreparedData:
     """Prepare, or find in the cache, the blocks of a recipe.
 
     Args:
@@ -71,6 +76,7 @@ def prepare_data(data: DataArguments, *, vocab_size: int, run_tokens: int, say: 
         vocab_size: rows of the model's embedding; a larger tokenizer is refused.
         run_tokens: tokens the run will consume, the default budget of a data set on the Hub.
         say: receives a line of progress now and then.
+        check: compare every shard with its SHA-256 (about a second a gigabyte) and not with its size alone.
 
     Raises:
         UserError: the corpus is absent, empty, too small, damaged, or the tokenizer does not fit.
@@ -100,7 +106,7 @@ def prepare_data(data: DataArguments, *, vocab_size: int, run_tokens: int, say: 
     with FileLock(str(folder) + ".lock"):
         if not (folder / "data.json").is_file():
             _materialize(source, tokenizer, folder, key_parts, data, say)
-    return _load(folder, tokenizer)
+    return _load(folder, tokenizer, check)
 
 
 def _tokenizer_mark(data: DataArguments, source_mark: str) -> str:
@@ -116,14 +122,14 @@ def _training_texts(data: DataArguments) -> Iterator[str]:
             yield piece.text
 
 
-def _load(folder: Path, tokenizer: Any) -> PreparedData:
+def _load(folder: Path, tokenizer: Any, check: bool) -> PreparedData:
     try:
         description = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        train = load_blocks(folder, description["train"]["shards"])
-        validation = load_blocks(folder, description["validation"]["shards"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
+        train = load_blocks(folder, description["train"]["shards"], check=check)
+        validation = load_blocks(folder, description["validation"]["shards"], check=check)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"prepared data {folder} is damaged ({error}); delete the folder and start again") from None
     return PreparedData(train, validation, tokenizer, description, folder)
 
@@ -136,6 +142,7 @@ class _Materializer:
         dtype = np.dtype("uint16" if len(tokenizer) <= 1 << 16 else "int32")
         size = data.block_size
         train_blocks = None if budget is None else max(1, budget // size)
+        self.workers = data.prepare_workers
         self.train = BlockWriter(folder, "train", size, dtype, train_blocks)
         self.validation = BlockWriter(folder, "validation", size, dtype, data.validation_tokens // size)
         self.progress = folder / "progress.json"
@@ -145,30 +152,62 @@ class _Materializer:
     def read(self, source: Source, held_out: HeldOut, only: BlockWriter | None = None) -> None:
         """Read a source to its end or until enough is written. ``only`` sends every piece to one writer."""
         begin = self._restore(source, held_out) if only is not self.validation else None
-        for batch, state in _batches(source.pieces(begin)):
-            self._encode(batch, held_out, only)
-            self.documents += sum(piece.ends_document for piece in batch)
-            shard_blocks = max(1, SHARD_TOKENS // self.train.block_size)
-            if self.train.pending_blocks >= shard_blocks:
-                self._save(source, held_out, state)
-            self._report()
-            if self._enough(held_out, only):
-                break
+        shard_blocks = max(1, SHARD_TOKENS // self.train.block_size)
+        planned = begin is not None or only is self.validation
+        with Encoder(self.tokenizer, self._workers(source)) as encoder:
+            for ids, batch in encoder.map(_batches(source, begin)):
+                if not planned:
+                    self._plan(source, batch, ids, encoder)
+                    planned = True
+                self._write(batch.pieces, ids, held_out, only)
+                self.documents += sum(piece.ends_document for piece in batch.pieces)
+                if self.train.pending_blocks >= shard_blocks:
+                    self._save(batch, held_out)
+                self._report(source)
+                if self._enough(held_out, only):
+                    source.restore_bad(batch.bad)  # what was read ahead is not part of these blocks
+                    break
 
-    def _encode(self, batch: list[Piece], held_out: HeldOut, only: BlockWriter | None) -> None:
-        ids = self.tokenizer(
-            [piece.text for piece in batch],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+    def _workers(self, source: Source) -> int:
+        if self.workers is not None:
+            return self.workers
+        size = source.size_hint()
+        # A small corpus is done before a worker has started.
+        return 1 if size is not None and size < SMALL_CORPUS else min(8, os.cpu_count() or 1)
+
+    def _plan(self, source: Source, batch: _Batch, ids: list[np.ndarray], encoder: Encoder) -> None:
+        """Say what is coming, and refuse what the disk cannot hold, before the first byte is written."""
+        size, read = source.size_hint(), source.consumed()
+        text = sum(len(piece.text) for piece in batch.pieces)
+        tokens = sum(map(len, ids))
+        wanted = self.train.max_blocks and self.train.max_blocks * self.train.block_size
+        whole = int(tokens * size / read) if size and read else None
+        expected = min(filter(None, (wanted, whole)), default=None)
+        if expected is None:
+            return
+        begin = time.perf_counter()
+        sample = [piece.text[:4096] for piece in batch.pieces[:16]]
+        rate = sum(map(len, encoder(sample))) / (time.perf_counter() - begin)
+        need, free = expected * self.train.dtype.itemsize, shutil.disk_usage(self.folder).free
+        self.say(
+            f"data: plan: about {expected:,} tokens ({text / max(1, tokens):.2f} characters a token), "
+            f"{need / 1e6:,.0f} MB on disk ({free / 1e6:,.0f} MB free), about {expected / rate / 60:.0f} min "
+            f"by {encoder.workers} workers"
+        )
+        if need > free:
+            raise UserError(
+                f"the packed corpus needs about {need / 1e6:,.0f} MB and {self.folder.parent} has {free / 1e6:,.0f} "
+                "free; free some, set IBNORM_CACHE to another disk, or lower token_budget"
+            )
+
+    def _write(self, batch: list[Piece], ids: list[np.ndarray], held_out: HeldOut, only: BlockWriter | None) -> None:
         end = self.tokenizer.eos_token_id
         for piece, tokens in zip(batch, ids, strict=True):
             held, last = held_out.take(piece)
             writer = only or (self.validation if held else self.train)
             # A run that ends inside a document ends it too: what follows goes elsewhere.
             if piece.ends_document or last:
-                tokens = [*tokens, end]
+                tokens = np.append(tokens, end)
             writer.add(tokens, len(piece.text.encode("utf-8")))
 
     def _enough(self, held_out: HeldOut, only: BlockWriter | None) -> bool:
@@ -179,14 +218,14 @@ class _Materializer:
         wanted = self.train.blocks // held_out.period if held_out.period else 0
         return self.validation.blocks >= min(self.validation.max_blocks or 1, max(1, wanted))
 
-    def _save(self, source: Source, held_out: HeldOut, state: Any) -> None:
+    def _save(self, batch: _Batch, held_out: HeldOut) -> None:
         self.train.flush()
         self.validation.flush()
         write_json(
             self.progress,
             {
-                "source": state() if callable(state) else state,
-                "bad": source.bad_state(),
+                "source": batch.state,
+                "bad": batch.bad,
                 "run": [held_out.run, held_out.chars],
                 "train": self.train.state(),
                 "validation": self.validation.state(),
@@ -202,31 +241,48 @@ class _Materializer:
             self.train.restore(saved["train"])
             self.validation.restore(saved["validation"])
             self.documents = saved["documents"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         self.say(f"data: resuming a killed preparation after {self.train.blocks:,} blocks")
         return tuple(saved["source"]) if isinstance(saved["source"], list) else saved["source"]
 
-    def _report(self) -> None:
+    def _report(self, source: Source) -> None:
         now = time.monotonic()
         if now - self.spoken >= 10:
             self.spoken = now
             tokens = self.train.blocks * self.train.block_size
-            self.say(f"data: {tokens:,} training tokens packed, {now - self.started:.0f} s")
+            size, read = source.size_hint(), source.consumed()
+            share = f", {100 * read / size:.0f} % of the corpus read" if size and read else ""
+            self.say(f"data: {tokens:,} training tokens packed{share}, {now - self.started:.0f} s")
 
 
-def _batches(pieces: Iterator[tuple[Piece, Any]]) -> Iterator[tuple[list[Piece], Any]]:
-    batch: list[Piece] = []
+@dataclass
+class _Batch:
+    """Pieces to tokenize at once, and the source's state and bad records right after them."""
+
+    pieces: list[Piece]
+    state: Any
+    bad: dict[str, Any]
+
+
+def _batches(source: Source, begin: Any) -> Iterator[tuple[list[str], _Batch]]:
+    held: list[Piece] = []
     size = 0
-    state = None
-    for piece, state in pieces:
-        batch.append(piece)
+    state = begin
+    for piece, after in source.pieces(begin):
+        held.append(piece)
         size += len(piece.text)
+        state = after
         if size >= BATCH_CHARS:
-            yield batch, state
-            batch, size = [], 0
-    if batch:
-        yield batch, state
+            yield _batch(held, state, source)
+            held, size = [], 0
+    if held:
+        yield _batch(held, state, source)
+
+
+def _batch(pieces: list[Piece], state: Any, source: Source) -> tuple[list[str], _Batch]:
+    # The state is taken now: with several workers the source is read ahead of what is written.
+    return [p.text for p in pieces], _Batch(pieces, state() if callable(state) else state, source.bad_state())
 
 
 def _materialize(

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .paths import file_sha256, sync_folder, write_json
+from .paths import file_sha256, sync_file, sync_folder, write_json
 
 MANIFEST = "manifest.json"
+SAVING = ".saving"  # a checkpoint is written in this folder of the run, then moved into place
+_ASIDE = ".old"
 _VERSION = 1
 
 
@@ -29,9 +31,7 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     """
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync_file(path)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     write_json(folder / MANIFEST, {"version": _VERSION, **facts, "files": files})
 
@@ -49,10 +49,13 @@ def verify(folder: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {folder} is incomplete: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"checkpoint {folder} is damaged: {MANIFEST} is unreadable") from None
+    root = folder.resolve()
     for name, (size, checksum) in listed.items():
         path = folder / name
-        # A manifest may come from anywhere: its names must stay in their folder.
-        if name.startswith("/") or ".." in Path(name).parts or path.is_symlink():
+        # A manifest may come from anywhere: its names must stay in their folder, and be names at all.
+        if name.startswith("/") or ".." in Path(name).parts or "\0" in name or len(name) > 1024:
+            raise UserError(f"checkpoint {folder} is not trusted: {MANIFEST} names {name[:80]!r}, outside the folder")
+        if path.is_symlink() or not path.resolve().is_relative_to(root):
             raise UserError(f"checkpoint {folder} is not trusted: {MANIFEST} names {name}, outside the folder")
         if not path.is_file():
             raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
@@ -69,7 +72,7 @@ def verify(folder: Path) -> dict[str, Any]:
 def publish(staging: Path, final: Path) -> None:
     """Move a sealed folder to its final name in one step, replacing an incomplete one of that name."""
     if final.exists():
-        aside = final.with_name(f".{final.name}.old")
+        aside = final.with_name(f".{final.name}{_ASIDE}")
         remove_folder(aside)
         os.replace(final, aside)
         os.replace(staging, final)
@@ -87,12 +90,27 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def tidy(run: Path) -> None:
+    """Remove what a killed program left behind in its own run folder; only whoever holds its lock may call this."""
+    for path in run.glob(f".checkpoint-*{_ASIDE}"):
+        final = run / path.name[1 : -len(_ASIDE)]
+        if final.exists():
+            remove_folder(path)
+        else:
+            os.replace(path, final)  # killed between the two renames of `publish`
+    for path in [run / SAVING, *run.glob(".model.*")]:
+        if path.is_dir():
+            remove_folder(path)
+    for path in [*run.glob(".*.tmp"), *run.glob("eval/.*.tmp")]:
+        path.unlink(missing_ok=True)
+
+
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every ``checkpoint-N`` of a run, oldest first, whether complete or not."""
     found = []
     for path in run.glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and path.is_dir():
+        if match and path.is_dir() and len(match.group(1)) < 19:
             found.append((int(match.group(1)), path))
     return sorted(found)
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
 from .build import build_config, build_model, vocab_size
-from .callbacks import CompressionShares, RunLog, StopOnNan, StopOnSignal
+from .callbacks import CompressionShares, RunLog, StopOnSignal
 from .data import PreparedData, prepare_data
 from .errors import UserError
-from .manifest import checkpoints, newest_complete, verify
-from .paths import write_atomic, write_json
-from .plan import make_plan, plan_lines
-from .recipe import Recipe
-from .run_folder import claim, run_id, write_environment
+from .failures import told
+from .manifest import checkpoints, newest_complete, seal, verify
+from .paths import cache_root, sync_folder, write_atomic, write_json
+from .plan import Plan, make_plan, plan_lines
+from .recipe import Recipe, resolved
+from .run_folder import claim, differences, identity, run_id, write_environment
 from .trainer import PretrainTrainer
 
 
@@ -45,11 +47,18 @@ def print_plan(recipe: Recipe) -> None:
 
 
 def prepare(recipe: Recipe) -> PreparedData:
-    """Make, or find, the packed blocks of a recipe and nothing more."""
+    """Make, or find, the packed blocks of a recipe and nothing more. Every block is checked against its sums."""
     run = recipe.run
     tokens = run.max_steps * int(run.global_batch_size or 0) * recipe.data.block_size
     say = print if run.process_index == 0 else _silent
-    return prepare_data(recipe.data, vocab_size=vocab_size(recipe), run_tokens=tokens, say=say)
+    with told(
+        folder=cache_root(),
+        space="free some, or set IBNORM_CACHE to another disk; the same command goes on from the last shard",
+        memory="lower prepare_workers",
+    ):
+        # One process a machine reads everything once: silent damage on disk would be trained on otherwise.
+        check = run.local_process_index == 0
+        return prepare_data(recipe.data, vocab_size=vocab_size(recipe), run_tokens=tokens, say=say, check=check)
 
 
 def pretrain(recipe: Recipe) -> Result:
@@ -65,13 +74,25 @@ def pretrain(recipe: Recipe) -> Result:
     plan = make_plan(recipe)
     for line in plan_lines(plan):
         say(line)
-    if main:
-        claim(recipe)
+    advice = (
+        f"lower per_device_train_batch_size from {run.per_device_train_batch_size} and keep global_batch_size, which "
+        f"leaves every step's samples as they are, set activation_checkpointing, or lower block_size from "
+        f"{recipe.data.block_size}; checkpoints are unharmed"
+    )
+    space = "checkpoints before it are unharmed; free some room, and the same command goes on from the newest"
+    with claim(recipe) if main else nullcontext(), told(folder=folder, space=space, memory=advice):
+        return _run(recipe, folder, plan, say)
+
+
+def _run(recipe: Recipe, folder: Path, plan: Plan, say: Any) -> Result:
+    run = recipe.run
     checkpoint = _checkpoint_to_resume(recipe, folder, say)
     data = prepare(recipe)
+    if checkpoint is not None:
+        _require_same_data(checkpoint, data)
     _say_epochs(plan.steps * plan.sequences_per_step, len(data.train), say)
     trainer = _make_trainer(recipe, data, folder)
-    if main:
+    if run.process_index == 0:
         write_json(folder / "data.json", data.description)
         write_environment(folder, run.seed, max(1, run.world_size))
     done = checkpoint[1]["step"] if checkpoint else 0
@@ -84,7 +105,7 @@ def pretrain(recipe: Recipe) -> Result:
             trainer.resume(checkpoint[0])
         else:
             say(f"resume: all {done} steps are done, nothing to train")
-            trainer._load_from_checkpoint(str(checkpoint[0]))
+            trainer.load(checkpoint[0])
     if stop.received is not None and trainer.state.global_step < run.max_steps:
         return Result(folder, {}, None, "", stopped_by=int(stop.received))
     return _finish(recipe, trainer, data, folder)
@@ -113,14 +134,41 @@ def _checkpoint_to_resume(recipe: Recipe, folder: Path, say: Any) -> tuple[Path,
         if not path.is_dir():
             raise UserError(f"resume: checkpoint {path} does not exist; give auto, never or a checkpoint-N folder")
         found = path, verify(path)
-    if found is not None and found[1].get("run_id") != run_id(recipe):
-        raise UserError(f"resume: {found[0]} belongs to another recipe; choose another output_dir or checkpoint")
+    if found is not None:
+        _require_same_recipe(recipe, *found)
     return found
+
+
+def _require_same_recipe(recipe: Recipe, checkpoint: Path, manifest: dict[str, Any]) -> None:
+    step = manifest.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= recipe.run.max_steps:
+        raise UserError(f"checkpoint {checkpoint} is damaged: its manifest names no step of this run")
+    if manifest.get("run_id") != run_id(recipe):
+        theirs = manifest.get("recipe")
+        changed = differences(theirs, identity(resolved(recipe))) if isinstance(theirs, dict) else []
+        why = f" ({'; '.join(changed[:3])})" if changed else ""
+        raise UserError(
+            f"checkpoint {checkpoint} belongs to another recipe{why}; choose another output_dir or checkpoint"
+        )
+
+
+def _require_same_data(checkpoint: tuple[Path, dict[str, Any]], data: PreparedData) -> None:
+    """The same recipe may name a corpus or a tokenizer that has changed since: other samples, in silence."""
+    theirs, mine = checkpoint[1].get("fingerprints"), data.description["fingerprints"]
+    if theirs != mine:
+        parts = theirs if isinstance(theirs, dict) else {}
+        changed = [name for name in ("tokenizer", "source") if parts.get(name) != mine[name]] or ["blocks"]
+        what = {"source": "corpus", "blocks": "packed data"}.get(changed[0], changed[0])
+        raise UserError(
+            f"checkpoint {checkpoint[0]} was trained with another {what} than the recipe names now; "
+            "bring the old one back, or choose another output_dir"
+        )
 
 
 def _say_epochs(samples: int, blocks: int, say: Any) -> None:
     epochs = samples / blocks
-    say(f"data: {samples:,} samples from {blocks:,} blocks = {epochs:.2f} epochs")
+    seen = f": every block is seen up to {math.ceil(epochs):,} times" if epochs > 1 else ""
+    say(f"data: {samples:,} samples from {blocks:,} blocks = {epochs:.2f} epochs{seen}")
 
 
 def _make_trainer(recipe: Recipe, data: PreparedData, folder: Path) -> PretrainTrainer:
@@ -130,12 +178,17 @@ def _make_trainer(recipe: Recipe, data: PreparedData, folder: Path) -> PretrainT
     trainer = PretrainTrainer(
         model=model, args=run, train=data.train, validation=data.validation, tokenizer=data.tokenizer
     )
-    trainer.facts = {"run_id": run_id(recipe), "blocks": data.folder.name}
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
+        raise UserError("accelerate shards no model on this device and would copy it instead; use ddp.yaml, or a GPU")
+    trainer.facts = {
+        "run_id": run_id(recipe),
+        "recipe": identity(resolved(recipe)),
+        "fingerprints": data.description["fingerprints"],
+    }
     # Hooks inside a compiled model would break its graph.
     shares = None if run.torch_compile else CompressionShares(model)
     tokens = trainer.order.batch * recipe.data.block_size
     trainer.add_callback(RunLog(folder / "metrics.jsonl", tokens_per_step=tokens, order=trainer.order, shares=shares))
-    trainer.add_callback(StopOnNan(trainer.order))
     return trainer
 
 
@@ -184,7 +237,9 @@ def _save_final(trainer: PretrainTrainer, folder: Path) -> None:
             if final.exists():
                 os.replace(final, Path(aside) / "old")
             new.chmod(0o755)
+            seal(new, {**trainer.facts, "step": trainer.args.max_steps})
             os.replace(new, final)
+            sync_folder(folder)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -245,6 +245,8 @@ def _check_values(recipe: Recipe, where: dict[str, str], default: str) -> None:
         ("max_bad_records", data.max_bad_records >= 0, "must not be negative"),
         ("per_device_train_batch_size", run.per_device_train_batch_size > 0, "must be at least 1"),
         ("gradient_accumulation_steps", run.gradient_accumulation_steps > 0, "must be at least 1"),
+        ("prepare_workers", data.prepare_workers is None or data.prepare_workers > 0, "must be at least 1"),
+        ("grad_spike_factor", run.grad_spike_factor is None or run.grad_spike_factor > 1, "must be above 1"),
         ("learning_rate", 0 <= run.learning_rate < float("inf"), "must be a number of at least 0"),
         ("eval_strategy", _plain(run.eval_strategy) != "epoch", "must be steps or no: a run has no epochs"),
         ("save_strategy", _plain(run.save_strategy) in ("steps", "no"), "must be steps or no: a run has no epochs"),

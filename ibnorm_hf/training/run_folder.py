@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,15 @@ import yaml
 
 from .arguments import FREE_KEYS
 from .errors import UserError
-from .manifest import checkpoints
+from .lock import FolderLock
+from .manifest import checkpoints, tidy
 from .paths import digest, write_atomic, write_json
 from .recipe import Recipe, resolved
 
 CONFIG = "config.yaml"
-_SECRETS = ("hub_token", "secret", "password", "api_key")
+_SECRETS = ("token", "secret", "password", "api_key", "apikey", "access_key")
+_TOKEN = re.compile(r"\b(hf_|sk-|api_org_)[A-Za-z0-9]{16,}\b")
+_NO_SECRETS = ("token_budget", "validation_tokens", "tokenizer", "tokenizer_vocab_size")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -34,42 +40,61 @@ def run_id(recipe: Recipe) -> str:
     return digest(identity(resolved(recipe)))[:16]
 
 
-def claim(recipe: Recipe) -> None:
-    """Make the run folder this recipe's, or refuse it if it holds another run.
+@contextmanager
+def claim(recipe: Recipe) -> Iterator[None]:
+    """Make the run folder this recipe's for the length of a ``with`` block, or refuse it.
 
     Raises:
-        UserError: the folder belongs to a run of another recipe, or `resume never` meets an existing run.
+        UserError: another program is at work in the folder, it belongs to a run of another recipe, it cannot be
+            written, or `resume never` meets an existing run.
     """
     folder = Path(str(recipe.run.output_dir))
-    mine = resolved(recipe)
-    path = folder / CONFIG
-    if path.is_file():
-        try:
-            theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-            other = identity(theirs)
-        except (OSError, ValueError, yaml.YAMLError, AttributeError):
-            raise UserError(f"{path} is unreadable, so {folder} cannot be used; choose another output_dir") from None
-        changed = _differences(other, identity(mine))
-        # A run that never logged a step (a misspelt corpus, say) has nothing to lose.
-        if changed and (checkpoints(folder) or (folder / "metrics.jsonl").exists() or (folder / "model").exists()):
-            raise UserError(f"{folder} holds another run ({'; '.join(changed[:3])}); choose another output_dir")
-        if recipe.run.resume == "never" and (checkpoints(folder) or (folder / "model").exists()):
-            raise UserError(f"{folder} already holds this run; choose another output_dir, or resume auto")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and no run of this program; choose another output_dir")
+    lock = FolderLock(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, yaml.safe_dump(mine, sort_keys=False, allow_unicode=True))
+        lock.acquire()
     except OSError as error:
         raise UserError(f"run folder {folder} cannot be written: {error.strerror}; choose another output_dir") from None
+    try:
+        _require_ours(recipe, folder)
+        tidy(folder)
+        try:
+            text = yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
+            write_atomic(folder / CONFIG, text)
+        except OSError as error:
+            why = f"run folder {folder} cannot be written: {error.strerror}"
+            raise UserError(f"{why}; choose another output_dir") from None
+        yield
+    finally:
+        lock.release()
 
 
-def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> list[str]:
+def _require_ours(recipe: Recipe, folder: Path) -> None:
+    path = folder / CONFIG
+    if not path.is_file():
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and no run of this program; choose another output_dir")
+        return
+    try:
+        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        other = identity(theirs)
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, RecursionError):
+        raise UserError(f"{path} is unreadable, so {folder} cannot be used; choose another output_dir") from None
+    changed = differences(other, identity(resolved(recipe)))
+    # A run that never logged a step (a misspelt corpus, say) has nothing to lose.
+    if changed and (checkpoints(folder) or (folder / "metrics.jsonl").exists() or (folder / "model").exists()):
+        raise UserError(f"{folder} holds another run ({'; '.join(changed[:3])}); choose another output_dir")
+    if recipe.run.resume == "never" and (checkpoints(folder) or (folder / "model").exists()):
+        raise UserError(f"{folder} already holds this run; choose another output_dir, or resume auto")
+
+
+def differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> list[str]:
+    """One phrase for each key on which two recipes differ."""
     out = []
-    for key in sorted(set(theirs) | set(mine)):
+    for key in sorted(set(theirs) | set(mine), key=str):
         a, b = theirs.get(key), mine.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            out += _differences(a, b, f"{prefix}{key}.")
+            out += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             out.append(f"{prefix}{key} is {a} there and {b} here")
     return out
@@ -134,12 +159,13 @@ def _without_secrets(words: list[str]) -> list[str]:
     hide = False
     for word in words:
         name, equals, _ = word.partition("=")
-        secret = word.startswith("--") and any(s in name.lower() for s in _SECRETS)
+        key = name.lstrip("-").lower().replace("-", "_")
+        secret = word.startswith("--") and any(s in key for s in _SECRETS) and key not in _NO_SECRETS
         if hide and not word.startswith("--"):
             out.append("<hidden>")
         elif secret and equals:
             out.append(f"{name}=<hidden>")
         else:
-            out.append(word)
+            out.append(_TOKEN.sub("<hidden>", word))
         hide = secret and not equals
     return out

@@ -84,9 +84,13 @@ class Source(ABC):
         """Bytes of text, roughly; None if unknown."""
         return None
 
+    def consumed(self) -> int | None:
+        """How many of the bytes of `size_hint` have been read; None if unknown."""
+        return None
+
     def bad_state(self) -> dict[str, Any]:
         """The counts of bad records as plain values."""
-        return {"counts": dict(self.bad.counts), "first": self.bad.first}
+        return {"counts": dict(self.bad.counts), "first": list(self.bad.first)}
 
     def restore_bad(self, state: dict[str, Any]) -> None:
         """Set the counts of bad records to those of an interrupted preparation."""
@@ -101,9 +105,14 @@ class FileSource(Source):
         self.path = path
         self.separator = separator  # a line that ends a document inside a text file
         self.files = _find_files(path)
+        self._consumed: int | None = None
+        self._before = 0  # bytes of the files before the one that is read
 
     def size_hint(self) -> int | None:
         return sum(f.stat().st_size for f in self.files)
+
+    def consumed(self) -> int | None:
+        return self._consumed
 
     def fingerprint(self) -> str:
         return digest(["files", self.data.text_column, self.separator, [_file_mark(f, self.path) for f in self.files]])
@@ -114,7 +123,9 @@ class FileSource(Source):
     def pieces(self, state: Any = None) -> Iterator[tuple[Piece, Any]]:
         first, skip = state or (0, 0)
         limit = min(MAX_PIECE_CHARS, max(256, (self.size_hint() or 0) // 64))
+        sizes = [f.stat().st_size for f in self.files]
         for index in range(first, len(self.files)):
+            self._before = sum(sizes[:index])
             for number, piece in enumerate(self._read(self.files[index], limit)):
                 if index > first or number >= skip:
                     yield piece, (index, number + 1)
@@ -189,10 +200,12 @@ class FileSource(Source):
 
     def _lines(self, path: Path) -> Iterator[tuple[int, str]]:
         """Decoded lines with their numbers; bad ones are counted and left out."""
-        with _open(path) as handle:
+        with open(path, "rb") as packed, _unpacked(packed, path) as handle:
             number = 0
             while raw := handle.readline(MAX_LINE_BYTES):
                 number += 1
+                if number % 64 == 1:
+                    self._consumed = self._before + packed.tell()
                 where = f"{path}:{number}"
                 if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
                     while raw and not raw.endswith(b"\n"):
@@ -276,7 +289,13 @@ def record_fault(text: Any) -> str | None:
         return "empty"
     if len(text) > MAX_LINE_BYTES:
         return f"over {MAX_LINE_BYTES >> 20} MiB"
-    return "binary" if "\0" in text else None
+    if "\0" in text:
+        return "binary"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "lone surrogate"  # JSON can spell what no text contains
+    return None
 
 
 def open_source(data: DataArguments) -> Source:
@@ -296,12 +315,12 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in _PACKERS else path.suffix
 
 
-def _open(path: Path) -> IO[bytes]:
+def _unpacked(file: IO[bytes], path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return gzip.open(file, "rb")  # type: ignore[return-value]
     if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    return open(path, "rb")
+        return lzma.open(file, "rb")
+    return file
 
 
 def _find_files(path: Path) -> list[Path]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,18 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from .blocks import COLUMN
-from .callbacks import diverged
+from .callbacks import GradientGuard, diverged
 from .decay import decay_groups
-from .manifest import keep_last, publish, remove_folder, seal
+from .errors import UserError
+from .manifest import SAVING, keep_last, publish, remove_folder, seal
 from .order import SampleOrder
+from .paths import sync_file
+from .sharded import full_optimizer_state, is_sharded, load_full_model, load_full_optimizer
 
-PENDING = "pending_losses.json"
+OWN_STATE = "ibnorm_state.json"
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -57,6 +62,7 @@ class PretrainTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.facts: dict[str, Any] = {}  # kept in every manifest
+        self.guard = GradientGuard(self.order, args.grad_spike_factor)
         self._pending: list[Tensor] = []
 
     @staticmethod
@@ -76,9 +82,20 @@ class PretrainTrainer(Trainer):
         """One micro-batch; stops the run when the loss is no number, before it can reach the weights."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
-            raise diverged("loss", self.state.global_step + 1, self.order)
+            raise diverged("loss", self._next_step, self.order)
         self._pending.append(loss)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # The loss scaling of fp16 and DeepSpeed meets infinite gradients on purpose and skips such steps.
+        if norm is not None and not (self.args.fp16 or self.is_deepspeed_enabled):
+            self.guard.check(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm), self._next_step)
+        return norm
+
+    @property
+    def _next_step(self) -> int:
+        return self.state.global_step + 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replace Trainer's running mean by the mean over all steps since the last log.
@@ -140,35 +157,133 @@ class PretrainTrainer(Trainer):
     # ---- checkpoints -------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save weights, config and tokenizer; the pickled arguments that Trainer adds are removed."""
-        super().save_model(output_dir, _internal_call)
+        """Save weights, config and tokenizer in one layout, sharded or not; no pickled arguments."""
+        if self.is_fsdp_enabled:
+            # Gathers, so every process takes part; a finished run that is only loaded was never sharded.
+            weights = self.accelerator.get_state_dict(self.model) if self._is_sharded else None
+            if self.args.should_save:
+                self._save(output_dir, state_dict=weights)
+        else:
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             Path(str(output_dir or self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = full_optimizer_state(self.model, self.optimizer)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(state, os.path.join(output_dir, "optimizer.pt"))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
-        staging = run / ".saving"
+        staging = run / SAVING
         if self.args.should_save:
             remove_folder(staging)
         self.accelerator.wait_for_everyone()
         self.args.output_dir = str(staging)
         try:
             super()._save_checkpoint(model, trial)
+            own = self._own_state()
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (staging / name / OWN_STATE).write_text(json.dumps(own), encoding="utf-8")
+                sync_file(run / "metrics.jsonl")  # the log up to here must outlive a power cut, as the checkpoint does
+                seal(staging / name, {**self.facts, "step": self.state.global_step, "processes": self.args.world_size})
+                publish(staging / name, run / name)
+                keep_last(run, self.keep)
         finally:
             self.args.output_dir = str(run)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            losses = [loss.item() for loss in self._pending]
-            (staging / name / PENDING).write_text(json.dumps(losses), encoding="utf-8")
-            seal(staging / name, {**self.facts, "step": self.state.global_step, "processes": self.args.world_size})
-            publish(staging / name, run / name)
-            remove_folder(staging)
-            keep_last(run, self.keep)
+            if self.args.should_save:
+                remove_folder(staging)  # on a full disk, half a checkpoint must not keep the room
         self.accelerator.wait_for_everyone()
 
+    def _own_state(self) -> dict[str, Any]:
+        """What Trainer forgets: losses since the last log (by process), and the usual size of a gradient."""
+        losses = torch.stack(self._pending) if self._pending else torch.zeros(0, device=self.args.device)
+        losses = self.accelerator.gather(losses[None]) if self.args.world_size > 1 else losses[None]
+        return {
+            "losses": losses.tolist(),
+            "accumulation": self.args.gradient_accumulation_steps,
+            "grad_norms": list(self.guard.norms),
+        }
+
+    def _restore_own_state(self, checkpoint: Path) -> None:
+        path = checkpoint / OWN_STATE
+        if not path.is_file():
+            return
+        own = json.loads(path.read_text(encoding="utf-8"))
+        by_process, mine = own["losses"], self.args.gradient_accumulation_steps
+        if len(by_process) == max(1, self.args.world_size) and own["accumulation"] == mine:
+            losses = by_process[self.args.process_index if self.args.world_size > 1 else 0]
+        else:
+            # The step was cut into other micro-batches: the same mean a step, to rounding.
+            steps = len(by_process[0]) // own["accumulation"]
+            mean = sum(map(sum, by_process)) / len(by_process) / max(1, steps)
+            losses = [mean / mine] * (steps * mine)
+        self._pending = [torch.tensor(float(loss), device=self.args.device) for loss in losses]
+        self.guard.norms.extend(map(float, own["grad_norms"]))
+
     def resume(self, checkpoint: Path) -> None:
-        """Train on from a verified checkpoint."""
-        if (checkpoint / PENDING).is_file():
-            losses = json.loads((checkpoint / PENDING).read_text(encoding="utf-8"))
-            self._pending = [torch.tensor(loss, device=self.args.device) for loss in losses]
+        """Train on from a verified checkpoint.
+
+        Raises:
+            UserError: it cannot be loaded into this run, although its files are what its manifest says.
+        """
+        with _loading(checkpoint):
+            self._restore_own_state(checkpoint)
+            TrainerState.load_from_json(os.fspath(checkpoint / "trainer_state.json"))
         self.train(resume_from_checkpoint=os.fspath(checkpoint))
+
+    def load(self, checkpoint: Path) -> None:
+        """Take the weights of a verified checkpoint, and nothing else. Raises as `resume` does."""
+        self._load_from_checkpoint(os.fspath(checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoint = Path(resume_from_checkpoint)
+        with _loading(checkpoint):
+            if self.is_deepspeed_enabled:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            weights = checkpoint / "model.safetensors"
+            if not weights.is_file():
+                raise UserError(f"checkpoint {checkpoint} holds no model.safetensors")
+            load_full_model(self.model if model is None else model, weights)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        with _loading(Path(checkpoint)):
+            if not self.is_fsdp_enabled:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            load_full_optimizer(self.model, self.optimizer, Path(checkpoint) / "optimizer.pt")
+            if self.lr_scheduler is not None:
+                state = torch.load(os.path.join(checkpoint, "scheduler.pt"), weights_only=True)
+                self.lr_scheduler.load_state_dict(state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            with _loading(Path(checkpoint)):
+                super()._load_rng_state(checkpoint)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled and is_sharded(self.model)
+
+
+@contextmanager
+def _loading(checkpoint: Path) -> Iterator[None]:
+    """Any failure inside the block is the checkpoint's: its files are as they were written, but not for this run.
+
+    Pickled code ends here as well: what `weights_only` refuses is never executed.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"checkpoint {checkpoint} cannot be loaded into this run: {reason}") from error

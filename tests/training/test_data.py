@@ -86,15 +86,15 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch):
     # The same text elsewhere has the same key: forget the finished one, and kill the next after 8 batches.
     finished = {part: getattr(whole, part)[:]["input_ids"].copy() for part in ("train", "validation")}
     kept = whole.folder.rename(tmp_path / "kept")
-    encode, calls = packing._Materializer._encode, []
+    write, calls = packing._Materializer._write, []
 
     def dying(self, *words):
         calls.append(1)
         if len(calls) == 15:
             raise KeyboardInterrupt
-        encode(self, *words)
+        write(self, *words)
 
-    monkeypatch.setattr(packing._Materializer, "_encode", dying)
+    monkeypatch.setattr(packing._Materializer, "_write", dying)
     with pytest.raises(KeyboardInterrupt):
         prepare(path, validation_tokens=9_000)
     calls[:] = [1] * 100

@@ -66,7 +66,7 @@ def test_a_killed_stream_goes_on_where_it_was(hub):
     whole = prepare(**keys)
     finished = {part: getattr(whole, part)[:]["input_ids"].copy() for part in ("train", "validation")}
     whole.folder.rename(whole.folder.with_name("kept"))
-    real, calls = packing._Materializer._encode, []
+    real, calls = packing._Materializer._write, []
 
     def dying(self, *words):
         calls.append(1)
@@ -74,7 +74,7 @@ def test_a_killed_stream_goes_on_where_it_was(hub):
             raise KeyboardInterrupt
         real(self, *words)
 
-    hub.setattr(packing._Materializer, "_encode", dying)
+    hub.setattr(packing._Materializer, "_write", dying)
     with pytest.raises(KeyboardInterrupt):
         prepare(**keys)
     calls[:] = [1] * 50

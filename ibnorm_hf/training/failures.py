@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A full disk and exhausted memory, told as one sentence: the libraries below raise a dozen kinds of error for them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .errors import UserError
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file is too large",
+}
+
+
+@contextmanager
+def told(*, folder: Path, space: str, memory: str) -> Iterator[None]:
+    """Turn a full disk or exhausted memory inside the block into a UserError with exit code 1.
+
+    Args:
+        folder: where the block writes, named if the error itself names no file.
+        space: what to do about a full disk.
+        memory: what to lower when memory runs out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = full_disk(error)
+        if reason:
+            where = getattr(error, "filename", None) or folder
+            raise UserError(f"{reason}: {where} could not be written; {space}", exit_code=1) from error
+        if out_of_memory(error):
+            raise UserError(f"out of memory: {memory}", exit_code=1) from error
+        raise
+
+
+def full_disk(error: BaseException) -> str | None:
+    """Why a write found no room, or None if ``error`` is about something else."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return _FULL[error.errno]
+    text = str(error)
+    # safetensors and tokenizers carry the number in their text, torch.save nothing but a wrong position.
+    for number, reason in _FULL.items():
+        if f"os error {number})" in text:
+            return reason
+    if isinstance(error, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
+        return "the disk is full, or a limit on file sizes was hit"
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that host or device memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (RuntimeError, OSError)) and any(word in str(error) for word in words)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One program a run folder: a lock that ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from .errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class FolderLock:
+    """Exclusive use of a folder between `acquire` and `release`.
+
+    The lock is the operating system's, on the folder itself: no file is left behind, and a killed program
+    cannot leave it locked. Where a file system knows no such locks, there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock. Raises UserError if another process holds it."""
+        if fcntl is None:
+            return
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"{self.folder} is in use by another run; wait for its end, or choose another output_dir"
+                ) from None
+            return
+        self._descriptor = descriptor
+        # A forked worker would keep the lock after the death of its parent.
+        os.register_at_fork(after_in_child=self.release)
+
+    def release(self) -> None:
+        """Give it back; no-op without it."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)

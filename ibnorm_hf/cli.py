@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         job_parser.set_defaults(job=job)
 
     _add_hub_jobs(jobs)
+    _add_convert_job(jobs)
     _add_evaluation_jobs(jobs)
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.set_defaults(job=list_norms)
@@ -122,6 +123,46 @@ def _add_hub_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     visibility.add_argument("--public", dest="private", action="store_false", help="a public repository")
     parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded; no token, no network")
     parser.set_defaults(job=push)
+
+
+def _add_convert_job(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "give a pretrained model other norms; says what changed and measures what it cost"
+    parser = jobs.add_parser("convert", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("source", metavar="MODEL_OR_ID", help="model folder, Hub id, or GGUF file")
+    parser.add_argument("target", metavar="DIR", help="new folder")
+    parser.add_argument("--norm_type", required=True, help="see `ibnorm-hf norms`")
+    parser.add_argument(
+        "--norm_lambda", type=float, nargs="+", help="one number, or one a norm; 1e5 is LayerNorm to four digits"
+    )
+    parser.add_argument("--norm_order", default="compress-first", help="or standardize-first (%(default)s)")
+    parser.add_argument("--text", metavar="FILE", help="UTF-8 text to measure the NLL on, before and after")
+    parser.add_argument("--max_tokens", type=int, default=2048, help="tokens of the text to score (%(default)s)")
+    parser.set_defaults(job=convert)
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Swap the norms of a pretrained model, print the report and the measurement."""
+    from .errors import UserError
+    from .hub.convert import convert as convert_model
+
+    lambdas = arguments.norm_lambda
+    done = convert_model(
+        arguments.source,
+        arguments.target,
+        norm_type=arguments.norm_type,
+        norm_lambda=lambdas[0] if lambdas and len(lambdas) == 1 else lambdas,
+        norm_order=arguments.norm_order,
+        text=arguments.text,
+        max_tokens=arguments.max_tokens,
+    )
+    print("\n".join(done.lines()))
+    if done.saved_as is None:
+        raise UserError(
+            f"{arguments.source} has no registered type, so a saved copy would load with its old norms and "
+            f"{arguments.target} was not written; use ibnorm_hf.replace_norms in your own code"
+        )
+    print(f"saved {arguments.target} as {done.saved_as}")
+    return 0
 
 
 def export(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pretrained model gets other norms, with a report of what changed and a measurement of what it cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import ibnorm_hf
+
+from ..errors import UserError
+from ..modeling.replace import ReplacementReport, replace_norms
+
+# Belong to the vanilla checkpoint, not to the architecture.
+_NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "quantization_config")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What ``convert`` did: the report, the registered class it was saved as (None: not saved), nats a token."""
+
+    report: ReplacementReport
+    saved_as: str | None
+    tokens: int
+    before: float | None
+    after: float | None
+
+    def lines(self) -> list[str]:
+        """For people: the report, the measurement, and what it means."""
+        measured = "NLL not measured: name a text with --text"
+        if self.before is not None and self.after is not None:
+            measured = f"NLL {self.before:.4f} -> {self.after:.4f} nats a token, on {self.tokens} tokens"
+        changed = "the model computes another function than before and wants further training"
+        if all(r.change.endswith("same function") for r in self.report.replacements):
+            changed = "the norms compute what they computed before"
+        return [str(self.report), measured, changed]
+
+
+def convert(
+    source: str,
+    target: str | Path,
+    *,
+    norm_type: str,
+    norm_lambda: float | list[float] | None = None,
+    norm_order: str = "compress-first",
+    text: str | Path | None = None,
+    max_tokens: int = 2048,
+) -> Conversion:
+    """Load a pretrained model, swap its norms, measure, and save it as the registered type of its architecture.
+
+    Args:
+        source: a folder, a Hub id, or a GGUF file; whatever transformers loads.
+        target: a folder that does not exist yet. ``conversion.json`` beside the weights keeps the report.
+        norm_type, norm_lambda, norm_order: as in ``replace_norms``.
+        text: a UTF-8 file; its first ``max_tokens`` tokens are scored before and after. Language models only.
+
+    Raises:
+        UserError: the source cannot be loaded, the target is taken, or a flag is outside its domain.
+    """
+    target = Path(target)
+    if target.exists():
+        raise UserError(f"{target} exists; choose a new folder")
+    model, tokenizer = _load(source)
+    ids = _tokens(tokenizer, text, max_tokens)
+    before = nats_per_token(model, ids)
+    try:
+        report = replace_norms(model, norm_type, norm_lambda=norm_lambda, norm_order=norm_order)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    after = nats_per_token(model, ids)
+    saved_as = _save(model, tokenizer, target, norm_type, norm_lambda, norm_order)
+    tokens = 0 if ids is None else ids.numel() - 1
+    conversion = Conversion(report, saved_as, tokens, before, after)
+    if saved_as:
+        _write_report(conversion, source, target)
+    return conversion
+
+
+def nats_per_token(model: PreTrainedModel, ids: torch.Tensor | None, window: int = 512) -> float | None:
+    """Mean negative log likelihood (nats) of ids (length,), in windows of at most ``window``; None without ids."""
+    if ids is None:
+        return None
+    window = min(window, getattr(model.config, "max_position_embeddings", window))
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, window):
+            part = ids[start : start + window + 1][None]
+            logits = model(input_ids=part[:, :-1], use_cache=False).logits.float()
+            total += nn.functional.cross_entropy(logits[0], part[0, 1:], reduction="sum").item()
+            count += part.shape[1] - 1
+    return total / count
+
+
+def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfig | None:
+    """The config of our model type with the sizes of a vanilla one; None where the architecture has no such type.
+
+    Raises:
+        ValueError: a norm flag is outside its domain.
+    """
+    kind = config.model_type if config.model_type.startswith("ibnorm_") else f"ibnorm_{config.model_type}"
+    if kind not in CONFIG_MAPPING:
+        return None
+    sizes = {k: v for k, v in config.to_dict().items() if k not in _NOT_CARRIED}
+    return CONFIG_MAPPING[kind](**{**sizes, **flags})
+
+
+def _load(source: str) -> tuple[PreTrainedModel, Any]:
+    path = Path(source)
+    options: dict[str, Any] = {}
+    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists()):
+        files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+        if len(files) != 1:
+            raise UserError(f"{source} holds no model: neither config.json nor exactly one .gguf file is there")
+        source, options = str(files[0].parent), {"gguf_file": files[0].name}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        name = (config.architectures or [""])[0]
+        cls = getattr(transformers, name, None) or getattr(ibnorm_hf, name, None) or transformers.AutoModelForCausalLM
+        model = cls.from_pretrained(source, dtype=torch.float32, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise UserError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    try:
+        return model, AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, TypeError):
+        return model, None
+
+
+def _tokens(tokenizer: Any, text: str | Path | None, max_tokens: int) -> torch.Tensor | None:
+    if text is None:
+        return None
+    if tokenizer is None:
+        raise UserError("--text needs a tokenizer, and the source has none; leave --text out")
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"text {text} cannot be read: {error}") from None
+    # Four bytes a token are usual; sixteen leave room without tokenizing a corpus to score its beginning.
+    ids = tokenizer(content[: 16 * max_tokens], return_tensors="pt")["input_ids"][0][:max_tokens]
+    if len(ids) < 2:
+        raise UserError(f"text {text} is too short to score; name a longer one")
+    return ids
+
+
+def _save(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    target: Path,
+    norm_type: str,
+    norm_lambda: float | list[float] | None,
+    norm_order: str,
+) -> str | None:
+    norms = {"norm_type": norm_type, "norm_lambda": norm_lambda, "norm_order": norm_order}
+    config = registered_config(model.config, **norms)
+    vanilla = type(model).__name__
+    cls = getattr(ibnorm_hf, vanilla if vanilla.startswith("IBNorm") else f"IBNorm{vanilla}", None)
+    if config is None or cls is None:
+        return None
+    converted = cls(config)
+    # The bias that a host norm had and the registered type's default lacks would be lost in silence otherwise.
+    converted.load_state_dict(model.state_dict())
+    converted.save_pretrained(target)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
+    return cls.__name__
+
+
+def _write_report(conversion: Conversion, source: str, target: Path) -> None:
+    content = {
+        "source": Path(source).name if Path(source).exists() else source,
+        "norm_type": conversion.report.norm_type,
+        "class": conversion.saved_as,
+        "tokens": conversion.tokens,
+        "nll_before": _finite(conversion.before),
+        "nll_after": _finite(conversion.after),
+        "replacements": [
+            {
+                "path": r.path,
+                "old_class": r.old_class,
+                "new_class": r.new_class,
+                "carried": r.carried,
+                "dropped": r.dropped,
+                "created": r.created,
+                "change": r.change,
+            }
+            for r in conversion.report.replacements
+        ],
+    }
+    (target / "conversion.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion of pretrained models: what is carried, measured, saved and refused."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from ibnorm_hf import assert_norms
+from ibnorm_hf.cli import main
+from ibnorm_hf.errors import UserError
+from ibnorm_hf.hub.convert import convert
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=99, bos_token_id=1, eos_token_id=2),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
+}
+IDS = torch.arange(3, 23).view(2, 10)
+
+
+def make_vanilla(folder, kind, auto=AutoModelForCausalLM, tokenizer=True):
+    torch.manual_seed(0)
+    model = auto.from_config(CONFIGS[kind]).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if any(part in name for part in ("norm", "ln_")):
+                p.add_(torch.randn_like(p) / 4)
+    model.save_pretrained(folder)
+    if tokenizer:
+        words = Tokenizer(models.WordLevel({"end" if i == 2 else f"w{i}": i for i in range(99)}, unk_token="w0"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end").save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{(7 * i * i) % 99}" for i in range(200)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind, host", [("llama", "rmsnorm"), ("gpt2", "layernorm")])
+def test_the_hosts_own_norm_keeps_logits_and_nll(tmp_path, text, kind, host):
+    vanilla = make_vanilla(tmp_path / "vanilla", kind)
+    done = convert(str(tmp_path / "vanilla"), tmp_path / "out", norm_type=host, text=text)
+    assert done.before == done.after and done.tokens == 199
+    assert "the norms compute what they computed before" in done.lines()
+    with torch.no_grad():
+        assert torch.equal(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(IDS).logits, vanilla(IDS).logits
+        )
+
+
+def test_gpt2_at_a_huge_lambda_keeps_its_logits(tmp_path):
+    vanilla = make_vanilla(tmp_path / "vanilla", "gpt2")
+    convert(str(tmp_path / "vanilla"), tmp_path / "out", norm_type="ibnorm-l", norm_lambda=1e6)
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert_norms(converted, "ibnorm-l")
+    with torch.no_grad():
+        torch.testing.assert_close(converted(IDS).logits, vanilla(IDS).logits, rtol=0, atol=1e-4)
+
+
+def test_report_measurement_and_lambdas_are_kept(tmp_path, text, capsys):
+    make_vanilla(tmp_path / "vanilla", "llama")
+    command = ["convert", str(tmp_path / "vanilla"), str(tmp_path / "out"), "--norm_type", "IBNorm_T"]
+    assert main([*command, "--norm_lambda", "1", "2", "3", "4", "5", "--text", str(text)]) == 0
+    printed = capsys.readouterr().out
+    assert "computes another function" in printed and "as IBNormLlamaForCausalLM" in printed
+    kept = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert kept["nll_before"] != kept["nll_after"] and kept["tokens"] == 199
+    assert f"NLL {kept['nll_before']:.4f} -> {kept['nll_after']:.4f}" in printed
+    assert len(kept["replacements"]) == 5 and "without centring" in kept["replacements"][0]["change"]
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert converted.config.norm_lambda == [1, 2, 3, 4, 5]
+    assert converted.model.norm.norm_lambda == 5
+
+
+def test_heads_are_converted_as_what_they_are(tmp_path):
+    vanilla = make_vanilla(tmp_path / "vanilla", "llama", AutoModelForSequenceClassification)
+    done = convert(str(tmp_path / "vanilla"), tmp_path / "out", norm_type="ibnorm-l")
+    assert done.saved_as == "IBNormLlamaForSequenceClassification" and done.before is None
+    assert any("NLL not measured" in line for line in done.lines())
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(again.score.weight, vanilla.score.weight)
+
+
+def test_an_architecture_without_registered_type_is_measured_and_not_saved(tmp_path, text, capsys):
+    make_vanilla(tmp_path / "vanilla", "qwen3")
+    command = ["convert", str(tmp_path / "vanilla"), str(tmp_path / "out"), "--norm_type", "ibnorm-l"]
+    assert main([*command, "--text", str(text)]) == 2
+    printed = capsys.readouterr()
+    assert "9 norms are now ibnorm-l" in printed.out and "NLL" in printed.out
+    assert "has no registered type" in printed.err and not (tmp_path / "out").exists()
+
+
+def test_refusals_are_one_sentence(tmp_path, text):
+    make_vanilla(tmp_path / "vanilla", "llama", tokenizer=False)
+    source = str(tmp_path / "vanilla")
+    for options, message in (
+        ({"norm_type": "ibnrm-l"}, "Did you mean 'ibnorm-l'"),
+        ({"norm_type": "ibnorm-l", "norm_lambda": -1.0}, "norm_lambda must be a finite number above 0"),
+        ({"norm_type": "ibnorm-l", "norm_lambda": [1.0, 2.0]}, "lists 2 values, but the model has 5 norms"),
+        ({"norm_type": "ibnorm-l", "text": text}, "needs a tokenizer"),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert(source, tmp_path / "out", **options)
+    with pytest.raises(UserError, match="exists; choose a new folder"):
+        convert(source, tmp_path / "vanilla", norm_type="ibnorm-l")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        convert(str(tmp_path / "nowhere"), tmp_path / "out", norm_type="ibnorm-l")
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ import ibnorm_hf
 from ibnorm_hf import IBNormLlamaConfig, IBNormLlamaForCausalLM
 from ibnorm_hf.cli import main
 from ibnorm_hf.errors import UserError
+from ibnorm_hf.hub import export as exports
 from ibnorm_hf.hub.code import require_closed
 from ibnorm_hf.hub.export import export, verify
 from ibnorm_hf.modeling import compression
@@ -85,6 +86,16 @@ def test_code_that_would_not_travel_stops_the_export(tmp_path):
         require_closed(tmp_path)
     (tmp_path / "norms.py").write_text("from .compression import g\n")
     require_closed(tmp_path)
+
+
+def test_an_export_checks_its_code_before_it_appears(run, tmp_path, monkeypatch):
+    def save(model, target):
+        (target / "norms.py").write_text("from . import compression\n")
+
+    monkeypatch.setattr(exports, "custom_object_save", save)
+    with pytest.raises(RuntimeError, match="does not travel with it"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_dtype_is_kept_and_a_vanilla_model_exports_without_code(tmp_path):

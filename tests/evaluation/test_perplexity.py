@@ -20,13 +20,13 @@ def measure(command: Callable, run: Path, *words: str) -> dict:
 
 
 def test_equals_training_s_own_validation_at_every_batch_size(command: Callable, trained: Path) -> None:
-    trained = json.loads((trained / "eval" / "validation.json").read_text())
+    expected = json.loads((trained / "eval" / "validation.json").read_text())
     for size in ("1", "3", "8"):
         found = measure(command, trained, "--batch_size", size)
-        assert found["loss"] == pytest.approx(trained["loss"], rel=2e-6), size
-        assert found["bits_per_byte"] == pytest.approx(trained["bits_per_byte"], rel=2e-6)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=2e-6), size
+        assert found["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=2e-6)
         assert (found["tokens"], found["blocks"], found["sha256"]) == tuple(
-            trained[key] for key in ("tokens", "blocks", "sha256")
+            expected[key] for key in ("tokens", "blocks", "sha256")
         )
     assert found["blocks"] % 8 and found["blocks"] % 3  # the last batch is a smaller one
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))

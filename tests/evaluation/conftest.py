@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,21 +95,28 @@ def trained(place: Place) -> Path:
     return folder
 
 
-@pytest.fixture
-def offline(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextmanager
+def without_network(place: Place) -> Iterator[None]:
     """In this process: no network, this session's caches, and everything back as it was."""
     import datasets.config
     import huggingface_hub.constants
 
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place.root / "cache")
-    monkeypatch.setenv("IBNORM_CACHE", str(place.root / "ibnorm"))
-    monkeypatch.chdir(place.root)
-    yield
-    datasets.enable_progress_bars()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+            patch.setenv(name, "1")
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", place.root / "cache")
+        patch.setenv("IBNORM_CACHE", str(place.root / "ibnorm"))
+        patch.chdir(place.root)
+        yield
+        datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def offline(place: Place) -> Iterator[None]:
+    with without_network(place):
+        yield
 
 
 @pytest.fixture

@@ -98,7 +98,9 @@ def apply_ib_norm(
     """``ib_norm`` with its arguments already checked: what the modules call at every step."""
     if (backend or _BACKEND) == "reference":
         return _reference(x, weight, bias, compression, lam, eps, order)
-    return _IBNorm.apply(x, weight, bias, compression, lam, eps, order, backend)[0]
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _IBNorm.apply(x, weight, bias, compression, lam, eps, order, backend)[0]
+    return _DirectIBNorm.apply(x, weight, bias, compression, lam, eps, order, backend)
 
 
 def ib_norm_reference(
@@ -196,6 +198,20 @@ class _IBNorm(torch.autograd.Function):
         dx, *sums = kernels.backward(dy, x, weight, statistics, compression, lam, order, wanted)
         dweight, dbias = (s if s is None else s.to(t) for s, t in zip(sums, ctx.dtypes, strict=True))
         return dx, dweight, dbias, None, None, None, None, None
+
+
+class _DirectIBNorm(torch.autograd.Function):
+    """The same for plain tensors: transforms need setup_context, and binding its arguments costs torch 40 us a call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
+        y, *statistics = _IBNorm.forward(x, weight, bias, *options)
+        ctx.options = options
+        ctx.dtypes = tuple(None if t is None else t.dtype for t in (weight, bias))
+        ctx.save_for_backward(x, weight, *statistics)
+        return y
+
+    backward = staticmethod(_IBNorm.backward)
 
 
 def _kernels(x: Tensor, compression: Compression, order: str, backend: str | None) -> Kernels:

@@ -21,11 +21,11 @@ from transformers.utils import logging
 
 from .compression import Compression
 from .eager import Kernels
+from .fused_cpu_source import SOURCE
 
 logger = logging.get_logger(__name__)
 
 MAX_WIDTH = 65536
-_SOURCE = Path(__file__).with_suffix(".cpp")
 _STRUCTS = {"ibnorm-l": "Log", "ibnorm-t": "Tanh", "ibnorm-s": "Softsign", "ibnorm-sqrt": "Sqrt"}
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
@@ -123,7 +123,7 @@ def _shape(rows: Tensor, dy_stride: int, lam: float, eps: float) -> _Shape:
 @functools.cache
 def _library(name: str, order: str) -> ctypes.CDLL | None:
     """The built library for a built-in compression, or None; the reason is logged once."""
-    if name not in _STRUCTS or not _SOURCE.exists():
+    if name not in _STRUCTS:
         return None
     try:
         library = ctypes.CDLL(str(_build(name, order)))
@@ -150,7 +150,7 @@ def _build(name: str, order: str) -> Path:
     if compiler is None:
         raise OSError("no C++ compiler found (set CXX, or install g++)")
     defines = (f"-DCOMPRESSION={_STRUCTS[name]}", f"-DCOMPRESS_FIRST={str(order == 'compress-first').lower()}")
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, defines, _target(compiler))).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((SOURCE, _FLAGS, defines, _target(compiler))).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("IBNORM_CACHE") or Path.home() / ".cache" / "ibnorm_hf") / "kernels"
     library = cache / f"{name}-{order}-{key}.so"
     if not library.exists():
@@ -158,8 +158,8 @@ def _build(name: str, order: str) -> Path:
         # Built beside its place and renamed, so that processes that start together never load half a file.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             built = Path(folder) / library.name
-            command = [compiler, *_FLAGS, *defines, str(_SOURCE), "-o", str(built)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            command = [compiler, *_FLAGS, *defines, "-x", "c++", "-", "-o", str(built)]
+            done = subprocess.run(command, input=SOURCE, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 raise OSError(f"{compiler} failed: {done.stderr.strip().splitlines()[-1:]}")
             built.replace(library)

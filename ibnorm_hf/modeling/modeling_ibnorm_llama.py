@@ -23,21 +23,25 @@ class IBNormLlamaForCausalLM(IBNormMixin, LlamaForCausalLM):
     config_class = IBNormLlamaConfig
 
 
-class IBNormLlamaForSequenceClassification(IBNormMixin, LlamaForSequenceClassification):
+class _IBNormLlamaHead(IBNormMixin):
+    def __init__(self, config: IBNormLlamaConfig) -> None:
+        # transformers' heads build their base model through AutoModel, which must know this very config class: code
+        # that came with a checkpoint has a class of its own.
+        AutoModel.register(type(config), IBNormLlamaModel, exist_ok=True)
+        super().__init__(config)
+
+
+class IBNormLlamaForSequenceClassification(_IBNormLlamaHead, LlamaForSequenceClassification):
     config_class = IBNormLlamaConfig
 
 
-class IBNormLlamaForTokenClassification(IBNormMixin, LlamaForTokenClassification):
+class IBNormLlamaForTokenClassification(_IBNormLlamaHead, LlamaForTokenClassification):
     config_class = IBNormLlamaConfig
 
 
-class IBNormLlamaForQuestionAnswering(IBNormMixin, LlamaForQuestionAnswering):
+class IBNormLlamaForQuestionAnswering(_IBNormLlamaHead, LlamaForQuestionAnswering):
     config_class = IBNormLlamaConfig
 
-
-# transformers' classification heads build their base model through AutoModel, so it must know this config wherever
-# this file is loaded, from a checkpoint's folder too.
-AutoModel.register(IBNormLlamaConfig, IBNormLlamaModel, exist_ok=True)
 
 __all__ = [
     "IBNormLlamaForCausalLM",

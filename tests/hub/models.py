@@ -2,7 +2,6 @@
 """One tiny model of every registered architecture and head, in a folder."""
 
 import torch
-from transformers import AutoModel
 from transformers.utils import logging
 
 from ibnorm_hf import registration
@@ -24,7 +23,8 @@ SIZES = {
 def heads(every=True):
     """(config class, auto class, model class) of every registered head, or of one head a config."""
     for config_class, classes in registration._MODELS.items():
-        pairs = [(auto, cls) for auto, cls in classes.items() if auto is not AutoModel or len(classes) == 1]
+        # AutoBackbone.from_pretrained takes names on the Hub and no folder, so a backbone cannot be tried from one.
+        pairs = [(auto, cls) for auto, cls in classes.items() if auto.__name__ not in ("AutoModel", "AutoBackbone")]
         for auto, cls in pairs if every else pairs[:1]:
             yield config_class, auto, cls
 

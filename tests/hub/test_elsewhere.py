@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -16,10 +15,6 @@ from ibnorm_hf.hub.export import export
 from .models import build, heads
 
 SCRIPT = Path(__file__).with_name("elsewhere.py")
-# transformers builds LLaMA's classification heads through AutoModel.from_config, which knows the config class of the
-# modeling file, while a local folder's config comes from another copy of configuration_ibnorm.py.
-BROKEN_HEADS = {"IBNormLlamaForSequenceClassification", "IBNormLlamaForTokenClassification"}
-BROKEN_HEADS |= {"IBNormLlamaForQuestionAnswering"}
 
 
 def inputs_for(model):
@@ -63,39 +58,17 @@ def expected(job, model):
 def test_every_head_loads_elsewhere_trains_and_saves_again(tmp_path):
     made = []
     for config_class, auto, cls in heads():
-        if cls.__name__ not in BROKEN_HEADS:
-            job, model = make_job(tmp_path, config_class, auto, cls)
-            job |= {"again": str(tmp_path / "again" / Path(job["folder"]).name), "output": job["input"] + ".absent"}
-            made.append((job, model, cls))
+        job, model = make_job(tmp_path, config_class, auto, cls)
+        job |= {"again": str(tmp_path / "again" / Path(job["folder"]).name), "output": job["input"] + ".absent"}
+        made.append((job, model, cls))
     assert {type(model.config) for _, model, _ in made} == {config_class for config_class, _, _ in heads()}
-    # The same path gives the same bits; which path is chosen is the default's test, below.
-    answers = run_jobs(tmp_path, [job for job, _, _ in made], IBNORM_BACKEND="eager")
+    answers = run_jobs(tmp_path, [job for job, _, _ in made])
     with_us = [{k: v for k, v in job.items() if k != "again"} | {"output": job["input"] + ".with"} for job, *_ in made]
-    answers_with_us = run_jobs(tmp_path, with_us, "--with_ibnorm_hf", IBNORM_BACKEND="eager")
+    answers_with_us = run_jobs(tmp_path, with_us, "--with_ibnorm_hf")
     for (job, model, cls), other, answer, own in zip(made, with_us, answers, answers_with_us, strict=True):
         assert answer["class"] == own["class"] == cls.__name__
         assert answer["module"].startswith("transformers_modules.") and own["module"].startswith("ibnorm_hf.")
         there, here = load_file(job["output"]), load_file(other["output"])
         for name, tensor in expected(job, model).items():
-            assert torch.equal(there[name], here[name]), (cls.__name__, name)
-            torch.testing.assert_close(there[name], tensor, rtol=1e-4, atol=1e-5)
+            assert torch.equal(there[name], here[name]) and torch.equal(there[name], tensor), (cls.__name__, name)
         assert answer["moved"] > 1e-3 and answer["second_generation"], cls.__name__
-
-
-@pytest.mark.xfail(strict=True, reason="the C++ kernel's source is no .py file, so it does not travel; eager differs")
-def test_the_default_path_gives_the_same_bits(tmp_path):
-    config_class, auto, cls = next(iter(heads()))
-    job, model = make_job(tmp_path, config_class, auto, cls)
-    job["output"] = job["input"] + ".absent"
-    run_jobs(tmp_path, [job])
-    there = load_file(job["output"])
-    assert all(torch.equal(there[name], tensor) for name, tensor in expected(job, model).items())
-
-
-@pytest.mark.xfail(strict=True, reason="the head's AutoModel.from_config meets a config class it does not know")
-def test_llama_heads_load_elsewhere(tmp_path):
-    found = [head for head in heads() if head[2].__name__ in BROKEN_HEADS]
-    jobs = [make_job(tmp_path, *head)[0] for head in found[:1]]
-    for job in jobs:
-        job["output"] = job["input"] + ".absent"
-    run_jobs(tmp_path, jobs)

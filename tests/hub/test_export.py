@@ -22,8 +22,7 @@ from ibnorm_hf.modeling import compression
 from .models import build, heads
 
 # transformers refuses remote code whose imports are not installed; these are, wherever transformers and torch are.
-# accelerate: replace.py takes it up only for a model that carries accelerate's hooks, but outside a `try`.
-INSTALLED = {"torch", "transformers", "huggingface_hub", "accelerate"}
+INSTALLED = {"torch", "transformers", "huggingface_hub"}
 
 
 @pytest.fixture(scope="module")

@@ -105,11 +105,10 @@ def test_mutants_of_the_torch_path_are_caught(name, monkeypatch):
 
 @pytest.mark.parametrize("name", CPP_MUTANTS)
 def test_mutants_of_the_cpu_kernel_are_caught(name, monkeypatch, tmp_path):
-    mutant = tmp_path / "fused_cpu.cpp"
-    mutant.write_text(apply_mutation(fused_cpu._SOURCE.read_text(), *CPP_MUTANTS[name]))
+    mutant = apply_mutation(fused_cpu.SOURCE, *CPP_MUTANTS[name])
     x = make_input(5, 24, torch.float32)
     assert_matches_reference(partial(ib_norm, backend="compiled"), x, norm_lambda=1.5)
-    monkeypatch.setattr(fused_cpu, "_SOURCE", mutant)
+    monkeypatch.setattr(fused_cpu, "SOURCE", mutant)
     monkeypatch.setenv("IBNORM_CACHE", str(tmp_path))
     fused_cpu._library.cache_clear()
     try:

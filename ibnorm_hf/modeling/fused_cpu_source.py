@@ -1,4 +1,7 @@
-// SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0
+"""C++ source of the CPU kernel; in a Python file, because only those travel with an exported checkpoint."""
+
+SOURCE = r"""
 // IBNorm on the CPU: one read of x and one write of y forward, one read of x and dy and one write of dx backward,
 // everything between held in a row buffer that fits the cache, in float32 whatever the storage type.
 // Loops are branch-free so that the compiler vectorizes them; nothing here depends on fast-math, so nan and inf pass.
@@ -82,7 +85,7 @@ INLINE float tanh_of(float u) {
   return std::copysign(a < 0.625f ? near : far, u);
 }
 
-// ---------------------------------------------------------------- compressions: g and its derivative, as compression.py
+// ---------------------------------------------------------------- compressions, as in compression.py
 
 struct Log {
   INLINE float g(float u) { return std::copysign(log1p_positive(std::fabs(u)), u); }
@@ -147,7 +150,7 @@ INLINE void write_affine(T* y, const float* c, float mean, float scale, const fl
   }
 }
 
-// stats: (compress-first) mean of x, mean of c, 1/std of c; (standardize-first) mean and 1/std of x. One float a row each.
+// s0, s1, s2: (compress-first) mean of x, mean of c, 1/std of c; (standardize-first) mean and 1/std of x; one a row.
 template <class G, bool CompressFirst, class T>
 static void forward(const T* x, const float* weight, const float* bias, T* y, float* s0, float* s1, float* s2,
                     const Shape& shape) {
@@ -266,3 +269,4 @@ EXPORT(bfloat16, bf16)
 #if HAS_FP16
 EXPORT(float16, fp16)
 #endif
+"""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """IBNorm and its baselines inside Hugging Face models.
 
-``import ibnorm_hf`` registers the model types ``ibnorm_llama`` and ``ibnorm_gpt2`` with the Auto classes of
-transformers; everything else is loaded when it is first used.
+``import ibnorm_hf`` registers the model types ``ibnorm_llama``, ``ibnorm_gpt2``, ``ibnorm_vit`` and ``ibnorm_resnet``
+with the Auto classes of transformers; everything else is loaded when it is first used.
 """
 
 import sys
@@ -16,7 +16,13 @@ _TRANSFORMERS_RANGE = ("5.17", "5.24")
 
 _PUBLIC = {
     "modeling.compression": ("register_compression",),
-    "modeling.configuration_ibnorm": ("IBNormGPT2Config", "IBNormLlamaConfig"),
+    "modeling.batch_norms": ("IBBatchNorm2d",),
+    "modeling.configuration_ibnorm": (
+        "IBNormGPT2Config",
+        "IBNormLlamaConfig",
+        "IBNormResNetConfig",
+        "IBNormViTConfig",
+    ),
     "modeling.functional": ("ib_norm",),
     "modeling.modeling_ibnorm_gpt2": (
         "IBNormGPT2ForQuestionAnswering",
@@ -32,8 +38,15 @@ _PUBLIC = {
         "IBNormLlamaForTokenClassification",
         "IBNormLlamaModel",
     ),
+    "modeling.modeling_ibnorm_resnet": (
+        "IBNormResNetBackbone",
+        "IBNormResNetForImageClassification",
+        "IBNormResNetModel",
+    ),
+    "modeling.modeling_ibnorm_vit": ("IBNormViTForImageClassification", "IBNormViTModel"),
     "modeling.norms": ("DynamicTanh", "IBNorm", "NormalNorm", "RMSNorm", "create_norm", "list_norms"),
     "modeling.replace": ("assert_norms", "replace_norms", "restore_norms"),
+    "modeling.sync_norms": ("IBSyncBatchNorm2d",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -4,9 +4,11 @@
 from typing import Any
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -15,6 +17,8 @@ from transformers import (
 from .modeling import configuration_ibnorm as configs
 from .modeling import modeling_ibnorm_gpt2 as gpt2
 from .modeling import modeling_ibnorm_llama as llama
+from .modeling import modeling_ibnorm_resnet as resnet
+from .modeling import modeling_ibnorm_vit as vit
 
 _MODELS: dict[Any, dict[Any, type]] = {
     configs.IBNormLlamaConfig: {
@@ -30,6 +34,15 @@ _MODELS: dict[Any, dict[Any, type]] = {
         AutoModelForSequenceClassification: gpt2.IBNormGPT2ForSequenceClassification,
         AutoModelForTokenClassification: gpt2.IBNormGPT2ForTokenClassification,
         AutoModelForQuestionAnswering: gpt2.IBNormGPT2ForQuestionAnswering,
+    },
+    configs.IBNormViTConfig: {
+        AutoModel: vit.IBNormViTModel,
+        AutoModelForImageClassification: vit.IBNormViTForImageClassification,
+    },
+    configs.IBNormResNetConfig: {
+        AutoModel: resnet.IBNormResNetModel,
+        AutoModelForImageClassification: resnet.IBNormResNetForImageClassification,
+        AutoBackbone: resnet.IBNormResNetBackbone,
     },
 }
 

@@ -10,11 +10,12 @@ import pytest
 import ibnorm_hf
 
 PUBLIC = """
-DynamicTanh IBNorm IBNormGPT2Config IBNormGPT2ForQuestionAnswering IBNormGPT2ForSequenceClassification
+DynamicTanh IBBatchNorm2d IBNorm IBNormGPT2Config IBNormGPT2ForQuestionAnswering IBNormGPT2ForSequenceClassification
 IBNormGPT2ForTokenClassification IBNormGPT2LMHeadModel IBNormGPT2Model IBNormLlamaConfig IBNormLlamaForCausalLM
-IBNormLlamaForQuestionAnswering IBNormLlamaForSequenceClassification IBNormLlamaForTokenClassification IBNormLlamaModel
-NormalNorm RMSNorm __version__ assert_norms create_norm ib_norm list_norms register_compression replace_norms
-restore_norms
+IBNormLlamaForQuestionAnswering IBNormLlamaForSequenceClassification IBNormLlamaForTokenClassification
+IBNormLlamaModel IBNormResNetBackbone IBNormResNetConfig IBNormResNetForImageClassification IBNormResNetModel
+IBNormViTConfig IBNormViTForImageClassification IBNormViTModel IBSyncBatchNorm2d NormalNorm RMSNorm __version__
+assert_norms create_norm ib_norm list_norms register_compression replace_norms restore_norms
 """
 
 NEW_PROCESS = """
@@ -27,6 +28,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 mappings = (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
 vanilla = [set(m.keys()) for m in mappings]
+before = set(sys.modules)
+before = set(sys.modules)
 start = time.perf_counter()
 import ibnorm_hf
 seconds = time.perf_counter() - start
@@ -38,7 +41,7 @@ print(json.dumps({
     "seconds": seconds,
     "added": added,
     "vanilla_class": type(AutoModelForCausalLM.from_config(small)).__name__,
-    "heavy": [m for m in ("triton", "datasets", "peft", "lm_eval", "ibnorm_hf.cli") if m in sys.modules],
+    "heavy": [m for m in ("triton", "datasets", "peft", "lm_eval", "ibnorm_hf.cli") if m in set(sys.modules) - before],
     "cuda": torch.cuda.is_initialized(),
 }))
 """

@@ -4,10 +4,10 @@
 
 import difflib
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, ResNetConfig, ViTConfig
 
 from .compression import canonical_name
 from .norms import check_norm_flags
@@ -18,7 +18,7 @@ class NormFlags:
     """What stands in place of the host's norms; its eps is the host's own field.
 
     Args:
-        norm_type: one of ``list_norms()``, blind to case and to ``_`` against ``-``.
+        norm_type: one of ``list_norms()`` (ResNet: ``list_norms("batch")``), blind to case and to ``_`` against ``-``.
         norm_lambda: where compression sets in, in units of the activations: a number, one a norm in module order,
             or None for the variant's default. IBNorm only.
         norm_order: ``compress-first`` or ``standardize-first`` (the paper's ablation). IBNorm only.
@@ -31,6 +31,8 @@ class NormFlags:
     norm_order: str = "compress-first"
     norm_affine: bool = True
     norm_bias: bool = True
+
+    norm_area: ClassVar[str] = "token"  # which elements share statistics: the host norm's
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = [f.name for f in fields(NormFlags)]
@@ -48,7 +50,7 @@ class NormFlags:
         """Run at construction, and by transformers before saving; ValueError for a flag outside its domain."""
         lambdas = self.norm_lambda if isinstance(self.norm_lambda, list) else [self.norm_lambda]
         for norm_lambda in lambdas:
-            check_norm_flags(self.norm_type, norm_lambda, self.norm_order)
+            check_norm_flags(self.norm_type, norm_lambda, self.norm_order, self.norm_area)
 
 
 @strict
@@ -66,4 +68,22 @@ class IBNormGPT2Config(NormFlags, GPT2Config):
     model_type = "ibnorm_gpt2"
 
 
-__all__ = ["IBNormGPT2Config", "IBNormLlamaConfig"]
+@strict
+class IBNormViTConfig(NormFlags, ViTConfig):
+    """``ViTConfig`` with the norm flags of ``NormFlags``; eps is ``layer_norm_eps``."""
+
+    model_type = "ibnorm_vit"
+
+
+@strict
+class IBNormResNetConfig(NormFlags, ResNetConfig):
+    """``ResNetConfig`` with the norm flags of ``NormFlags``, over the batch area of its BatchNorms, eps 1e-5.
+
+    ``layernorm``, ``rmsnorm`` and ``dyt`` act on the channels of each pixel; ``norm_order`` has no meaning here.
+    """
+
+    model_type = "ibnorm_resnet"
+    norm_area = "batch"
+
+
+__all__ = ["IBNormGPT2Config", "IBNormLlamaConfig", "IBNormResNetConfig", "IBNormViTConfig"]

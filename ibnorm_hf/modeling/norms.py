@@ -199,33 +199,49 @@ def _power(log: Tensor, exponent: Tensor) -> Tensor:
 
 
 _BASELINES = ("layernorm", "rmsnorm", "normalnorm", "normalnorm-noiseless", "dyt")
+AREAS = ("token", "batch", "channel")
 
 
-def list_norms() -> list[str]:
-    """Every name that ``create_norm`` and ``norm_type`` understand, registered compressions included."""
-    return sorted([*list_compressions(), *_BASELINES])
+def list_norms(area: str = "token") -> list[str]:
+    """Every name that ``create_norm`` understands for an area, registered compressions included.
+
+    The ``batch`` area has one more, ``batchnorm``.
+    """
+    images = ("batchnorm",) if check_area(area) == "batch" else ()
+    return sorted([*list_compressions(), *_BASELINES, *images])
 
 
-def check_norm_type(norm_type: str) -> str:
-    """Return the canonical name of a norm; ValueError, with the known names and the nearest, for an unknown one."""
-    name = canonical_name(norm_type)
-    if name not in list_norms():
-        raise unknown_name("norm_type", norm_type, list_norms())
+def check_area(area: str) -> str:
+    """Return the canonical name of an area; ValueError for an unknown one."""
+    name = canonical_name(area)
+    if name not in AREAS:
+        raise unknown_name("area", area, AREAS)
     return name
 
 
-def check_norm_flags(norm_type: str, norm_lambda: float | None, norm_order: str) -> None:
+def check_norm_type(norm_type: str, area: str = "token") -> str:
+    """Return the canonical name of a norm; ValueError, with the known names and the nearest, for an unknown one."""
+    name = canonical_name(norm_type)
+    if name == "batchnorm" and area != "batch":
+        raise ValueError("norm_type 'batchnorm' is for a host that normalizes over the batch, such as ResNet.")
+    if name not in list_norms(area):
+        raise unknown_name("norm_type", norm_type, list_norms(area))
+    return name
+
+
+def check_norm_flags(norm_type: str, norm_lambda: float | None, norm_order: str, area: str = "token") -> None:
     """ValueError where a flag is outside its domain or would be ignored by this norm_type."""
-    name = check_norm_type(norm_type)
+    name = check_norm_type(norm_type, area)
     if norm_lambda is not None:
         check_lambda(norm_lambda)
+    order = check_order(norm_order)
     if name in list_compressions():
-        check_order(norm_order)
+        if area == "batch" and order != NORM_ORDERS[0]:
+            raise ValueError(
+                f"norm_order={order} is for the features of a token; over a batch there is only one order."
+            )
         return
-    for flag, value, unset in (
-        ("norm_lambda", norm_lambda, None),
-        ("norm_order", check_order(norm_order), NORM_ORDERS[0]),
-    ):
+    for flag, value, unset in (("norm_lambda", norm_lambda, None), ("norm_order", order, NORM_ORDERS[0])):
         if value != unset:
             raise ValueError(f"{flag}={value} has no meaning for '{name}', which compresses nothing; leave it unset.")
 
@@ -239,24 +255,33 @@ def create_norm(
     norm_order: str = "compress-first",
     norm_affine: bool = True,
     norm_bias: bool = True,
+    area: str = "token",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """A norm over the last dimension, by name.
+    """A norm by name.
 
     Args:
-        name: one of ``list_norms()``, blind to case and to ``_`` against ``-``.
-        width: size of the last dimension.
+        name: one of ``list_norms(area)``, blind to case and to ``_`` against ``-``.
+        width: size of the last dimension, or the channels of an image.
         eps: added to the variance (``dyt`` has no use for it).
         norm_lambda, norm_order: IBNorm's; see ``IBNorm``.
         norm_affine, norm_bias: learn a weight, and a bias beside it.
+        area: which elements share statistics: ``token``, the last dimension; ``batch``, N, H and W of each channel of
+            (N, C, H, W), as in BatchNorm2d; ``channel``, the channels of each pixel of (N, C, H, W). ``layernorm``,
+            ``rmsnorm`` and ``dyt`` are not defined over a batch and take the channels there.
 
     Raises:
         ValueError: an unknown name, or a flag outside its domain or without meaning for this norm.
     """
-    check_norm_flags(name, norm_lambda, norm_order)
+    area = check_area(area)
+    check_norm_flags(name, norm_lambda, norm_order, area)
     name = canonical_name(name)
     affine: dict[str, Any] = {"norm_affine": norm_affine, "norm_bias": norm_bias, "device": device, "dtype": dtype}
+    if area != "token":
+        from .image_norms import create_image_norm
+
+        return create_image_norm(name, width, area, eps=eps, norm_lambda=norm_lambda, norm_order=norm_order, **affine)
     if name == "layernorm":
         return nn.LayerNorm(width, eps, norm_affine, norm_bias, device, dtype)
     if name == "rmsnorm":

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .batch_norms import BatchAreaNorm, IBBatchNorm2d, NormalBatchNorm2d
+from .channel_norms import ChannelFirst, DynamicTanh2d, IBNorm2d, LayerNorm2d, NormalNorm2d, RMSNorm2d
 from .norms import DynamicTanh, IBNorm, NormalNorm, RMSNorm, TokenNorm, check_norm_flags, check_norm_type, create_norm
 
 # What a norm computes, by family; a swap between families changes the function, and the report says how.
@@ -19,7 +21,15 @@ _MEANING = {
     "normalnorm": "standardizes each token, then a power transform toward normality",
     "dyt": "squashes each element on its own, without statistics",
 }
-_OUR_FORWARD = {cls: cls.forward for cls in (IBNorm, RMSNorm, NormalNorm, DynamicTanh, nn.LayerNorm)}
+_MEANING_OVER_BATCH = {
+    "batchnorm": "standardizes each channel over the batch",
+    "ibnorm": "compresses toward the channel's mean over the batch, then centres and standardizes",
+    "normalnorm": "standardizes each channel over the batch, then a power transform toward normality",
+}
+_CHANNEL_NORMS = (IBNorm2d, RMSNorm2d, NormalNorm2d, DynamicTanh2d, LayerNorm2d)  # before the classes they extend
+_TOKEN_NORMS = (IBNorm, RMSNorm, NormalNorm, DynamicTanh, nn.LayerNorm)
+_BATCH_NORMS = (IBBatchNorm2d, NormalBatchNorm2d, nn.BatchNorm2d)
+_OUR_FORWARD: dict[type[nn.Module], Any] = {cls: cls.forward for cls in (*_CHANNEL_NORMS, *_TOKEN_NORMS, *_BATCH_NORMS)}
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -33,7 +43,7 @@ _HOOKS = (
 
 @dataclass(frozen=True)
 class NormReplacement:
-    """One swapped norm: where, what stood there, what stands there, and which parameters went over."""
+    """One swapped norm: where, what stood there, what stands there, and which parameters and buffers went over."""
 
     path: str
     old: nn.Module = field(repr=False)
@@ -83,16 +93,18 @@ def replace_norms(
     norm_bias: bool | None = None,
     exclude: Sequence[str] = (),
 ) -> ReplacementReport:
-    """Swap every token norm of ``model``, in place, for ``norm_type``.
+    """Swap every norm of ``model``, in place, for ``norm_type`` over the area of the norm that stands there.
 
     Weights that mean the same (``weight``, ``bias``) are carried over as the very same Parameter objects, so values,
     dtype, device, ``requires_grad``, ties and an optimizer's references survive; eps, hooks and train or eval mode too.
+    Running statistics that mean the same are copied; those of IBNorm over a batch are of compressed activations, so
+    they start anew, and a converted model needs training batches before it is evaluated: the report says so.
     A module used at several paths stays one module. The model is untouched when an error is raised.
 
     Args:
         model: any module, usually a transformers model. Norms are recognised by what they compute, not by name:
-            those that behave as LayerNorm or RMSNorm over the last dimension, and this package's own.
-        norm_type: one of ``list_norms()``.
+            those that behave as LayerNorm or RMSNorm over the last dimension, BatchNorm2d, and this package's own.
+        norm_type: one of ``list_norms()``; in place of BatchNorm2d one of ``list_norms("batch")``.
         norm_lambda: one number, or one a norm in module order; None takes the variant's default.
         norm_order, norm_affine: as in ``create_norm``.
         norm_bias: None gives a bias exactly where the old norm had one.
@@ -102,12 +114,12 @@ def replace_norms(
         ValueError: an unknown norm_type, a flag outside its domain, no norm found, a module that looks like a norm and
             computes something else (exclude it to go on), or a list of lambdas of the wrong length.
     """
-    norm_type = check_norm_type(norm_type)
+    norm_type = check_norm_type(norm_type, "batch")  # each site has its own area and is checked for it below
     sites = _find_norms(model, exclude)
     lambdas = _one_each(norm_lambda, len(sites))
     swaps = {}
     for (path, old, family), lam in zip(sites, lambdas, strict=True):
-        check_norm_flags(norm_type, lam, norm_order)
+        check_norm_flags(norm_type, lam, norm_order, _area(old))
         swaps[id(old)] = _swap(path, old, family, norm_type, lam, norm_order, norm_affine, norm_bias)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if id(module) in swaps:
@@ -144,7 +156,7 @@ def assert_norms(model: nn.Module, norm_type: str | None = None) -> None:
         RuntimeError: a patched forward, a norm of another type, or no norm at all.
     """
     norm_type = norm_type or getattr(getattr(model, "config", None), "norm_type", None)
-    expected = None if norm_type is None else check_norm_type(norm_type)
+    expected = None if norm_type is None else check_norm_type(norm_type, "batch")
     count = 0
     for path, module in model.named_modules():
         if not _looks_like_norm(module):
@@ -164,17 +176,19 @@ def assert_norms(model: nn.Module, norm_type: str | None = None) -> None:
 
 
 def norm_name(module: nn.Module) -> str | None:
-    """The ``norm_type`` that a module of this package (or nn.LayerNorm) implements; None for any other module."""
-    if isinstance(module, IBNorm):
+    """The ``norm_type`` that a module of this package (or torch's own) implements; None for any other module."""
+    if isinstance(module, IBNorm | IBBatchNorm2d):
         return module.norm_type
-    if isinstance(module, NormalNorm):
+    if isinstance(module, NormalNorm | NormalBatchNorm2d):
         return "normalnorm" if module.noise else "normalnorm-noiseless"
-    names = {RMSNorm: "rmsnorm", DynamicTanh: "dyt", nn.LayerNorm: "layernorm"}
+    names = {RMSNorm: "rmsnorm", DynamicTanh: "dyt", nn.LayerNorm: "layernorm", nn.BatchNorm2d: "batchnorm"}
     return next((name for cls, name in names.items() if isinstance(module, cls)), None)
 
 
 def _looks_like_norm(module: nn.Module) -> bool:
-    by_name = "norm" in type(module).__name__.lower() or isinstance(module, (TokenNorm, nn.LayerNorm, nn.RMSNorm))
+    by_name = "norm" in type(module).__name__.lower() or isinstance(
+        module, (TokenNorm, BatchAreaNorm, nn.LayerNorm, nn.RMSNorm)
+    )
     return by_name and not any(True for _ in module.children())
 
 
@@ -191,7 +205,7 @@ def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, nn.
         if family is None:
             raise ValueError(
                 f"'{path}' ({type(module).__name__}) looks like a norm but is neither LayerNorm nor RMSNorm over the "
-                f"last dimension; name it in exclude=['{path}'] to leave it as it is."
+                f"last dimension, nor BatchNorm2d; name it in exclude=['{path}'] to leave it as it is."
             )
         sites.append((path, module, family))
     if not sites:
@@ -201,10 +215,15 @@ def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, nn.
 
 def _family(module: nn.Module) -> str | None:
     """Recognise a norm by what its class computes on a small random input with random weights."""
-    ours = {IBNorm: "ibnorm", NormalNorm: "normalnorm", DynamicTanh: "dyt", RMSNorm: "rmsnorm"}
-    for cls, name in ours.items():
+    if isinstance(module, (IBNorm, IBBatchNorm2d)):
+        return "ibnorm"
+    if isinstance(module, (NormalNorm, NormalBatchNorm2d)):
+        return "normalnorm"
+    for cls, name in {DynamicTanh: "dyt", RMSNorm: "rmsnorm"}.items():
         if isinstance(module, cls):
             return name
+    if type(module) is nn.BatchNorm2d:
+        return "batchnorm"
     width, eps = _width(module), _eps(module)
     if width is None or eps is None or {n for n, _ in module.named_parameters()} - {"weight", "bias"}:
         return None
@@ -227,7 +246,15 @@ def _family(module: nn.Module) -> str | None:
     return None
 
 
+def _area(module: nn.Module) -> str:
+    if isinstance(module, (BatchAreaNorm, nn.BatchNorm2d)):
+        return "batch"
+    return "channel" if isinstance(module, ChannelFirst) else "token"
+
+
 def _width(module: nn.Module) -> int | None:
+    if _area(module) == "batch":
+        return int(module.num_features)  # type: ignore[arg-type]
     shape = getattr(module, "normalized_shape", None)
     if shape is None:
         weight = getattr(module, "weight", None)
@@ -272,31 +299,72 @@ def _swap(
         norm_order=norm_order,
         norm_affine=norm_affine,
         norm_bias=getattr(old, "bias", None) is not None if norm_bias is None else norm_bias,
+        area=_area(old),
         device=None if like is None else like.device,
         dtype=None if like is None else like.dtype,
     )
     before, after = dict(old.named_parameters()), dict(new.named_parameters())
-    carried = tuple(name for name in after if name in before and before[name].shape == after[name].shape)
+    carried = [name for name in after if name in before and before[name].shape == after[name].shape]
     for name in carried:
         setattr(new, name, before[name])
+    if _area(old) == _area(new) == "batch":
+        _take_batch_options(old, new)
+        carried += _carry_statistics(old, new)
     _carry_hooks(old, new)
     new.train(old.training)
-    new_family = "ibnorm" if isinstance(new, IBNorm) else norm_type.removesuffix("-noiseless")
-    change = (
-        f"{family} -> {norm_type}: same function"
-        if family == new_family and not isinstance(new, IBNorm | NormalNorm)
-        else f"{family} -> {norm_type}: before, it {_MEANING[family]}; now it {_MEANING[new_family]}"
+    existed = [*before, *(name for name, _ in old.named_buffers())]
+    exist = [*after, *(name for name, _ in new.named_buffers())]
+    created = tuple(name for name in exist if name not in carried)
+    dropped = tuple(name for name in existed if name not in carried)
+    change = _change(old, new, family, norm_type)
+    if any(name.startswith("running_") for name in created):
+        change += "; its running statistics start anew, so feed it training batches before evaluating"
+    return NormReplacement(path, old, new, tuple(carried), dropped, created, change)
+
+
+def _change(old: nn.Module, new: nn.Module, family: str, norm_type: str) -> str:
+    new_family = "ibnorm" if isinstance(new, IBNorm | IBBatchNorm2d) else norm_type.removesuffix("-noiseless")
+    if family == new_family and _area(old) == _area(new) and new_family not in ("ibnorm", "normalnorm"):
+        return f"{family} -> {norm_type}: same function"
+    before, now = _meaning(family, _area(old)), _meaning(new_family, _area(new))
+    return f"{family} -> {norm_type}: before, it {before}; now it {now}"
+
+
+def _meaning(family: str, area: str) -> str:
+    return (
+        _MEANING_OVER_BATCH[family]
+        if area == "batch"
+        else _MEANING[family].replace("token", "pixel" if area == "channel" else "token")
     )
-    created = tuple(name for name in after if name not in carried)
-    return NormReplacement(path, old, new, carried, tuple(n for n in before if n not in carried), created, change)
+
+
+def _take_batch_options(old: Any, new: Any) -> None:
+    new.momentum = old.momentum
+    if not old.track_running_stats:
+        new.track_running_stats = False
+        for name, _ in list(new.named_buffers()):
+            setattr(new, name, None)
+
+
+def _carry_statistics(old: nn.Module, new: nn.Module) -> list[str]:
+    """Copy the buffers that mean the same; the count of batches only where no statistic begins anew."""
+    before, after = dict(old.named_buffers()), dict(new.named_buffers())
+    same = [name for name in after if name in before]
+    if len(same) < len(after):
+        same = [name for name in same if name != "num_batches_tracked"]
+    for name in same:
+        setattr(new, name, before[name].clone())
+    return same
 
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
     for name in _HOOKS:
         getattr(new, name).update(getattr(old, name))
     if hasattr(old, "_hf_hook"):
-        from accelerate.hooks import add_hook_to_module
-
+        try:  # an import that is not tried would be demanded of whoever loads this file with a checkpoint
+            from accelerate.hooks import add_hook_to_module
+        except ImportError as error:
+            raise RuntimeError("the model carries hooks of accelerate, which is not installed") from error
         add_hook_to_module(new, old._hf_hook)
 
 

@@ -31,7 +31,7 @@ NEVER_SKIPPED = [
 # 2023, and 5.17 has not yet the switch that makes the test run on them all the same.
 EXCUSED = ("test_can_init_all_missing_weights", "Not a prioritized model for now.")
 
-NOT_YET = ["vit", "resnet"]  # may be absent; run as soon as ibnorm_hf has them
+NOT_YET: list[str] = []  # may be absent; run as soon as ibnorm_hf has them
 
 Arms = dict[str, dict[str, run.Results]]
 

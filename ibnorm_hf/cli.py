@@ -78,6 +78,10 @@ def pretrain(arguments: argparse.Namespace) -> int:
         print(f"sample: {' '.join(result.sample.split())}")
         print(f"loss curve {plot}")
         print(f"run {result.folder}")
+        if recipe.repo_id:
+            from .hub.push import push as push_run
+
+            push_run(result.folder, recipe.repo_id, private=recipe.run.hub_private_repo)
     return 0
 
 

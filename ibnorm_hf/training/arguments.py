@@ -131,7 +131,6 @@ REFUSED_KEYS = {
     "use_liger_kernel": "it would replace the normalization under test",
     "label_smoothing_factor": "losses would no longer be comparable",
     "dataloader_drop_last": "the sampler yields exactly the samples of max_steps steps",
-    "push_to_hub": "upload the run folder once it is finished",
     "hub_token": "secrets do not belong into recipes; log in with `hf auth login`",
     "remove_unused_columns": "packed blocks hold no column to remove",
     "save_only_model": "such a checkpoint cannot be resumed",
@@ -149,6 +148,10 @@ FREE_KEYS = frozenset(
         "max_bad_records",
         "prepare_workers",
         "grad_spike_factor",
+        # where it is published
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
         # how it is told
         "report_to",
         "run_name",

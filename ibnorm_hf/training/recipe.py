@@ -27,7 +27,10 @@ _SYNONYMS = (
 
 @dataclass
 class Recipe:
-    """A checked recipe. ``sizes`` is the ``model:`` mapping, ``name`` the recipe's short name."""
+    """A checked recipe. ``sizes`` is the ``model:`` mapping, ``name`` the recipe's short name.
+
+    ``repo_id`` is where the finished run is published, by ``push_to_hub: true`` and ``hub_model_id``.
+    """
 
     name: str
     model: ModelArguments
@@ -35,6 +38,7 @@ class Recipe:
     data: DataArguments
     run: RunArguments
     given: frozenset[str]
+    repo_id: str | None = None
 
 
 class _Loader(yaml.SafeLoader):
@@ -193,7 +197,7 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
         # Said for the user, or TrainingArguments would refuse bf16 on a machine that can do it.
         words.setdefault("use_cpu", ["true"])
     model, data, run = _parse(words, where)
-    recipe = Recipe(_name(path), model, sizes, data, run, frozenset(where))
+    recipe = Recipe(_name(path), model, sizes, data, run, frozenset(where), _repository(run, where, str(path)))
     _check_values(recipe, where, str(path))
     return recipe
 
@@ -260,6 +264,16 @@ def _check_values(recipe: Recipe, where: dict[str, str], default: str) -> None:
     if run.output_dir is None or "output_dir" not in where:
         norm = (recipe.model.norm_type or recipe.model.model_type).lower().replace("_", "-")
         run.output_dir = f"runs/{recipe.name}-{norm}-seed{run.seed}"
+
+
+def _repository(run: RunArguments, where: dict[str, str], default: str) -> str | None:
+    """Take the upload out of Trainer's hands, which would push checkpoints: the finished run goes up, in one commit."""
+    if not run.push_to_hub:
+        return None
+    if not run.hub_model_id:
+        raise UserError(f"{where.get('push_to_hub', default)}: push_to_hub needs hub_model_id, e.g. owner/name")
+    run.push_to_hub = False
+    return run.hub_model_id
 
 
 def _apply_global_batch(run: RunArguments, where: dict[str, str], default: str) -> None:

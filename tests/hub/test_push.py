@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
@@ -303,3 +305,20 @@ def test_secrets_state_and_local_paths_stop_an_upload(run, tmp_path, hub):
 def test_local_paths_are_cut(text, clean):
     assert scrub({"x": [text]}) == {"x": [clean]}
     assert json.dumps(scrub(3)) == "3"
+
+
+def test_a_recipe_with_push_to_hub_publishes_its_finished_run(hub, run, monkeypatch, capsys):
+    from ibnorm_hf import training
+    from ibnorm_hf.hub import push as push_module
+    from ibnorm_hf.training.pretrain import Result
+
+    done = Result(run, {"loss": 1.0, "perplexity": 2.7, "bits_per_byte": 1.4}, None, "a sample")
+    recipes = []
+    monkeypatch.setattr(training.pretrain, "pretrain", lambda recipe: recipes.append(recipe) or done)
+    monkeypatch.setattr(push_module, "push", partial(push_module.push, endpoint=hub.url))
+    recipe = Path(__file__).parents[2] / "recipes" / "llama" / "tiny.yaml"
+    keys = ["--push_to_hub", "true", "--hub_model_id", "me/one", "--hub_private_repo", "true"]
+    assert main(["pretrain", str(recipe), *keys]) == 0
+    assert recipes[0].run.push_to_hub is False  # Trainer would push checkpoints by itself
+    assert len(hub.repos["me/one"].commits) == 2 and hub.repos["me/one"].private
+    assert "model.safetensors" in " ".join(hub.repos["me/one"].files())

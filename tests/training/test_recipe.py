@@ -62,6 +62,7 @@ def test_resolved_recipe_is_a_recipe(make_recipe, tmp_path: Path):
         (["--global_batch_size", "8", "--gradient_accumulation_steps", "3"], "which needs 2"),
         (["--resume_from_checkpoint", "x"], "use `resume`"),
         (["--hub_token", "hf_x"], "secrets do not belong"),
+        (["--push_to_hub", "true"], "push_to_hub needs hub_model_id"),
         (["stray"], "'stray' is not a --key"),
         (["--seed"], "seed"),
         (["--validation_fraction", "2"], "between 0 and 0.5"),

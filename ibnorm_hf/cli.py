@@ -67,7 +67,10 @@ def pretrain(arguments: argparse.Namespace) -> int:
     if recipe.run.process_index == 0:
         from .analysis.loss_curve import plot_loss_curve
 
-        plot = plot_loss_curve(result.folder)
+        try:
+            plot = str(plot_loss_curve(result.folder))
+        except ValueError as error:  # logging_steps beyond max_steps
+            plot = f"not drawn: {error}"
         scores = result.validation
         print(
             f"validation loss {scores['loss']:.4f}  perplexity {scores['perplexity']:.2f}  "

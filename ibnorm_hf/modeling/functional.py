@@ -78,7 +78,7 @@ def ib_norm(
         A tensor of x's shape and dtype. For backward, x, weight and three scalars a row are kept.
 
     Raises:
-        ValueError: unknown norm_type or norm_order, or norm_lambda not above 0.
+        ValueError: unknown norm_type or norm_order, norm_lambda not above 0, or a weight that does not fit x.
     """
     compression = get_compression(norm_type)
     lam = compression.default_lambda if norm_lambda is None else check_lambda(norm_lambda)
@@ -173,6 +173,7 @@ class _IBNorm(torch.autograd.Function):
         order: str,
         backend: str | None,
     ) -> tuple[Tensor, ...]:
+        _check_affine(x, weight, bias)
         return _kernels(x, compression, order, backend).forward(x, weight, bias, compression, lam, eps, order)
 
     @staticmethod
@@ -198,6 +199,15 @@ class _IBNorm(torch.autograd.Function):
         dx, *sums = kernels.backward(dy, x, weight, statistics, compression, lam, order, wanted)
         dweight, dbias = (s if s is None else s.to(t) for s, t in zip(sums, ctx.dtypes, strict=True))
         return dx, dweight, dbias, None, None, None, None, None
+
+
+def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    # Kernels read weight and bias by address: what does not fit must end here.
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None and (t.shape != x.shape[-1:] or t.device != x.device):
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)} on {t.device}, but x has width {x.shape[-1]} and is on {x.device}."
+            )
 
 
 class _DirectIBNorm(torch.autograd.Function):

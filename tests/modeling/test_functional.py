@@ -340,3 +340,28 @@ def test_autocast_keeps_the_dtype_and_the_value(dtype):
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ib_norm(torch.zeros(2, 3), **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_weight_that_does_not_fit_is_refused_before_it_is_read(name, backend):
+    with pytest.raises(ValueError, match=rf"{name} has shape \(3,\) on cpu, but x has width 5 and is on cpu"):
+        ib_norm(torch.zeros(2, 5), **{name: torch.ones(3)}, backend=backend)
+    with pytest.raises(ValueError, match=f"{name} has shape .* on meta"):
+        ib_norm(torch.zeros(2, 5), **{name: torch.ones(5, device="meta")}, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_broadcast_inputs_and_gradients(backend):
+    """``expand`` and ``.sum()`` give tensors whose strides are 0; one alone of weight and bias is allowed."""
+    row = make_input(1, 24, torch.float32)
+    weight = make_input(1, 24, torch.float32, seed=1)[0]
+    for options in ({}, {"weight": weight}, {"bias": weight}):
+        x = row.expand(5, 24).detach().requires_grad_()
+        y = ib_norm(x, **options, backend=backend)
+        expected = ib_norm_reference(x.double(), **{k: v.double() for k, v in options.items()})
+        torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+        cotangent = weight[:1].expand(5, 24)
+        (dx,) = torch.autograd.grad(y, x, cotangent)
+        (expected_dx,) = torch.autograd.grad(expected, x, cotangent.double())
+        torch.testing.assert_close(dx, expected_dx, rtol=1e-4, atol=1e-5)

@@ -29,7 +29,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 mappings = (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
 vanilla = [set(m.keys()) for m in mappings]
 before = set(sys.modules)
-before = set(sys.modules)
 start = time.perf_counter()
 import ibnorm_hf
 seconds = time.perf_counter() - start

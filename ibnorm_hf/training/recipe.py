@@ -116,8 +116,8 @@ def _normal(key: str) -> str:
     return head.replace("-", "_") + dot + tail.replace("-", "_")
 
 
-def _known_keys() -> dict[str, type]:
-    return {f.name: cls for cls in (ModelArguments, DataArguments, RunArguments) for f in dataclasses.fields(cls)}
+def _known_keys(data: type = DataArguments) -> dict[str, type]:
+    return {f.name: cls for cls in (ModelArguments, data, RunArguments) for f in dataclasses.fields(cls)}
 
 
 def _check_key(key: str, where: str, known: dict[str, type]) -> str:
@@ -167,8 +167,10 @@ def _merge_sizes(file_sizes: Any, overrides: dict[str, list[str]], path: Path) -
     return sizes
 
 
-def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, arguments: list[str] | None = None, *, data_class: type = DataArguments) -> Recipe:
     """Read and check a recipe and the command-line keys that override it.
+
+    ``data_class`` holds the keys of the data; one other than text has ``rules()``: (key, whether right, message) each.
 
     Raises:
         UserError: on any unknown, misspelt, refused or mistyped key, naming where it stands.
@@ -176,7 +178,7 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
     path = Path(path)
     content, overrides = read_yaml(path), parse_overrides(list(arguments or []))
     sizes = _merge_sizes(content.pop("model", None), overrides, path)
-    known = _known_keys()
+    known = _known_keys(data_class)
     words: dict[str, list[str]] = {}
     where: dict[str, str] = {}
     for key, value in content.items():
@@ -196,14 +198,16 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
     if not torch.accelerator.is_available():
         # Said for the user, or TrainingArguments would refuse bf16 on a machine that can do it.
         words.setdefault("use_cpu", ["true"])
-    model, data, run = _parse(words, where)
+    model, data, run = _parse(words, where, data_class)
     recipe = Recipe(_name(path), model, sizes, data, run, frozenset(where), _repository(run, where, str(path)))
     _check_values(recipe, where, str(path))
     return recipe
 
 
-def _parse(words: dict[str, list[str]], where: dict[str, str]) -> tuple[ModelArguments, DataArguments, RunArguments]:
-    parser = _Parser((ModelArguments, DataArguments, RunArguments), allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
+def _parse(
+    words: dict[str, list[str]], where: dict[str, str], data_class: type
+) -> tuple[ModelArguments, Any, RunArguments]:
+    parser = _Parser((ModelArguments, data_class, RunArguments), allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
     # `--key=value` for one value: argparse would take a leading dash for an option otherwise.
     argv: list[str] = []
     for key, values in words.items():
@@ -239,17 +243,13 @@ def _name(path: Path) -> str:
 
 
 def _check_values(recipe: Recipe, where: dict[str, str], default: str) -> None:
-    data, run = recipe.data, recipe.run
+    data: Any = recipe.data
+    run = recipe.run
     rules = [
         ("max_steps", run.max_steps > 0, "must be at least 1"),
-        ("block_size", data.block_size > 1, "must be at least 2"),
-        ("token_budget", data.token_budget is None or data.token_budget >= data.block_size, "must hold a block"),
-        ("validation_tokens", data.validation_tokens >= data.block_size, "must hold at least one block"),
-        ("validation_fraction", 0 < data.validation_fraction < 0.5, "must lie between 0 and 0.5"),
-        ("max_bad_records", data.max_bad_records >= 0, "must not be negative"),
+        *(_text_rules(data) if isinstance(data, DataArguments) else data.rules()),
         ("per_device_train_batch_size", run.per_device_train_batch_size > 0, "must be at least 1"),
         ("gradient_accumulation_steps", run.gradient_accumulation_steps > 0, "must be at least 1"),
-        ("prepare_workers", data.prepare_workers is None or data.prepare_workers > 0, "must be at least 1"),
         ("grad_spike_factor", run.grad_spike_factor is None or run.grad_spike_factor > 1, "must be above 1"),
         ("learning_rate", 0 <= run.learning_rate < float("inf"), "must be a number of at least 0"),
         ("eval_strategy", _plain(run.eval_strategy) != "epoch", "must be steps or no: a run has no epochs"),
@@ -264,6 +264,17 @@ def _check_values(recipe: Recipe, where: dict[str, str], default: str) -> None:
     if run.output_dir is None or "output_dir" not in where:
         norm = (recipe.model.norm_type or recipe.model.model_type).lower().replace("_", "-")
         run.output_dir = f"runs/{recipe.name}-{norm}-seed{run.seed}"
+
+
+def _text_rules(data: DataArguments) -> list[tuple[str, bool, str]]:
+    return [
+        ("block_size", data.block_size > 1, "must be at least 2"),
+        ("token_budget", data.token_budget is None or data.token_budget >= data.block_size, "must hold a block"),
+        ("validation_tokens", data.validation_tokens >= data.block_size, "must hold at least one block"),
+        ("validation_fraction", 0 < data.validation_fraction < 0.5, "must lie between 0 and 0.5"),
+        ("max_bad_records", data.max_bad_records >= 0, "must not be negative"),
+        ("prepare_workers", data.prepare_workers is None or data.prepare_workers > 0, "must be at least 1"),
+    ]
 
 
 def _repository(run: RunArguments, where: dict[str, str], default: str) -> str | None:

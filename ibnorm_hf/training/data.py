@@ -191,8 +191,8 @@ class _Materializer:
         need, free = expected * self.train.dtype.itemsize, shutil.disk_usage(self.folder).free
         self.say(
             f"data: plan: about {expected:,} tokens ({text / max(1, tokens):.2f} characters a token), "
-            f"{need / 1e6:,.0f} MB on disk ({free / 1e6:,.0f} MB free), about {expected / rate / 60:.0f} min "
-            f"by {encoder.workers} workers"
+            f"{need / 1e6:,.0f} MB on disk ({free / 1e6:,.0f} MB free), about {_duration(expected / rate)} "
+            f"by {encoder.workers} worker{'s' if encoder.workers > 1 else ''}"
         )
         if need > free:
             raise UserError(
@@ -254,6 +254,10 @@ class _Materializer:
             size, read = source.size_hint(), source.consumed()
             share = f", {100 * read / size:.0f} % of the corpus read" if size and read else ""
             self.say(f"data: {tokens:,} training tokens packed{share}, {now - self.started:.0f} s")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 @dataclass

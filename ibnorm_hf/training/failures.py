@@ -15,7 +15,7 @@ from .errors import UserError
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file is too large",
+    errno.EFBIG: "a limit on file sizes is reached",
 }
 
 

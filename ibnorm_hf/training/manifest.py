@@ -98,6 +98,12 @@ def tidy(run: Path) -> None:
             remove_folder(path)
         else:
             os.replace(path, final)  # killed between the two renames of `publish`
+    found = checkpoints(run)
+    sealed = [step for step, path in found if (path / MANIFEST).is_file()]
+    for step, path in found:
+        # Killed while an old checkpoint was deleted: its manifest went first.
+        if sealed and step < sealed[-1] and step not in sealed:
+            remove_folder(path)
     for path in [run / SAVING, *run.glob(".model.*")]:
         if path.is_dir():
             remove_folder(path)

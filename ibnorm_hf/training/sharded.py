@@ -63,7 +63,9 @@ def load_full_model(model: Any, path: Path) -> None:
         set_model_state_dict(model, weights, options=_FULL)
         return
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    missing = [name for name in missing if name not in tied]
+    # Of tied parameters, one name is saved.
+    pointers = {name: p.data_ptr() for name, p in model.named_parameters(remove_duplicate=False)}
+    loaded = {pointers[name] for name in weights if name in pointers}
+    missing = [name for name in missing if pointers.get(name) not in loaded]
     if missing or unexpected:
         raise ValueError(f"model.safetensors lacks {missing[:3]} and has {unexpected[:3]} too many")

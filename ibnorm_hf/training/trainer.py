@@ -264,6 +264,11 @@ class PretrainTrainer(Trainer):
                 state = torch.load(os.path.join(checkpoint, "scheduler.pt"), weights_only=True)
                 self.lr_scheduler.load_state_dict(state)
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            with _loading(Path(checkpoint)):
+                super()._load_scaler(checkpoint)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             with _loading(Path(checkpoint)):

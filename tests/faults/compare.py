@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether two finished run folders are the same run, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
+
+from ibnorm_hf.training.manifest import checkpoints, verify
+
+
+def log_lines(run: Path) -> list[dict]:
+    """``metrics.jsonl`` without what a clock decides."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Deep equality, bit for bit in tensors and arrays."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def load(path: Path) -> Any:
+    """The content of a checkpoint's file."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    with safe_globals():
+        return torch.load(path, weights_only=True)
+
+
+STATE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "ibnorm_state.json")
+
+
+def unlike(one: Path, two: Path) -> list[str]:
+    """What differs between two runs: empty for one and the same run."""
+    found = []
+    if log_lines(one) != log_lines(two):
+        found.append("metrics.jsonl (losses, learning rates, gradient norms, ids of samples)")
+    a, b = dict(checkpoints(one)), dict(checkpoints(two))
+    if a.keys() != b.keys():
+        found.append(f"checkpoints {sorted(a)} and {sorted(b)}")
+    for step in a.keys() & b.keys():
+        verify(b[step])
+        found += [f"checkpoint-{step}/{name}" for name in STATE if not same(load(a[step] / name), load(b[step] / name))]
+    for name in ("model/model.safetensors", "eval/validation.json"):
+        if not same(load(one / name), load(two / name)):
+            found.append(name)
+    if (one / "eval/sample.txt").read_text() != (two / "eval/sample.txt").read_text():
+        found.append("eval/sample.txt")
+    found += [f"left behind: {path.name}" for path in two.rglob(".*")]
+    return found

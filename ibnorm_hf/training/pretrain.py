@@ -171,6 +171,10 @@ def _say_epochs(samples: int, blocks: int, say: Any) -> None:
     say(f"data: {samples:,} samples from {blocks:,} blocks = {epochs:.2f} epochs{seen}")
 
 
+def _sharding_wanted() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def _make_trainer(recipe: Recipe, data: PreparedData, folder: Path) -> PretrainTrainer:
     run = recipe.run
     set_seed(run.seed)
@@ -178,7 +182,7 @@ def _make_trainer(recipe: Recipe, data: PreparedData, folder: Path) -> PretrainT
     trainer = PretrainTrainer(
         model=model, args=run, train=data.train, validation=data.validation, tokenizer=data.tokenizer
     )
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
+    if _sharding_wanted() and not trainer.is_fsdp_enabled:
         raise UserError("accelerate shards no model on this device and would copy it instead; use ddp.yaml, or a GPU")
     trainer.facts = {
         "run_id": run_id(recipe),

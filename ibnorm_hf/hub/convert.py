@@ -17,6 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import ibnorm_hf
 
+from .. import registration  # noqa: F401 (the console script does not register by itself)
 from ..errors import UserError
 from ..modeling.replace import ReplacementReport, replace_norms
 
@@ -69,7 +70,7 @@ def convert(
     target = Path(target)
     if target.exists():
         raise UserError(f"{target} exists; choose a new folder")
-    model, tokenizer = _load(source)
+    model, tokenizer, dtype = _load(source)
     ids = _tokens(tokenizer, text, max_tokens)
     before = nats_per_token(model, ids)
     try:
@@ -77,7 +78,7 @@ def convert(
     except ValueError as error:
         raise UserError(str(error)) from None
     after = nats_per_token(model, ids)
-    saved_as = _save(model, tokenizer, target, norm_type, norm_lambda, norm_order)
+    saved_as = _save(model, tokenizer, target, norm_type, norm_lambda, norm_order, dtype)
     tokens = 0 if ids is None else ids.numel() - 1
     conversion = Conversion(report, saved_as, tokens, before, after)
     if saved_as:
@@ -114,7 +115,7 @@ def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfi
     return CONFIG_MAPPING[kind](**{**sizes, **flags})
 
 
-def _load(source: str) -> tuple[PreTrainedModel, Any]:
+def _load(source: str) -> tuple[PreTrainedModel, Any, torch.dtype]:
     path = Path(source)
     options: dict[str, Any] = {}
     if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists()):
@@ -130,9 +131,11 @@ def _load(source: str) -> tuple[PreTrainedModel, Any]:
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise UserError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     try:
-        return model, AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, TypeError):
-        return model, None
+        tokenizer = None
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return model, tokenizer, stored
 
 
 def _tokens(tokenizer: Any, text: str | Path | None, max_tokens: int) -> torch.Tensor | None:
@@ -158,6 +161,7 @@ def _save(
     norm_type: str,
     norm_lambda: float | list[float] | None,
     norm_order: str,
+    dtype: torch.dtype,
 ) -> str | None:
     norms = {"norm_type": norm_type, "norm_lambda": norm_lambda, "norm_order": norm_order}
     config = registered_config(model.config, **norms)
@@ -168,7 +172,9 @@ def _save(
     converted = cls(config)
     # The bias that a host norm had and the registered type's default lacks would be lost in silence otherwise.
     converted.load_state_dict(model.state_dict())
-    converted.save_pretrained(target)
+    if getattr(model, "generation_config", None) is not None:
+        converted.generation_config = model.generation_config
+    converted.to(dtype).save_pretrained(target)
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
     return cls.__name__

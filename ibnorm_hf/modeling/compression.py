@@ -7,6 +7,7 @@ formulas are reconstructed, because the authors released no code. Each entry say
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -69,6 +70,9 @@ _REGISTRY: dict[str, Compression] = {
 }
 
 
+_RESERVED = ("layernorm", "rmsnorm", "normalnorm", "normalnorm-noiseless", "dyt", "batchnorm")
+
+
 def canonical_name(name: str) -> str:
     """``IBNorm_L`` and ``ibnorm-l`` are one name: lower case, with hyphens."""
     return str(name).strip().lower().replace("_", "-")
@@ -114,8 +118,12 @@ def register_compression(
         ValueError: the name is taken, or a property does not hold on a float64 grid over [-1e4, 1e4].
     """
     name = canonical_name(name)
-    if name in _REGISTRY:
-        raise ValueError(f"A compression named '{name}' exists already; choose another name.")
+    if name in _REGISTRY or name in _RESERVED:
+        raise ValueError(f"A norm named '{name}' exists already; choose another name.")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise ValueError(f"'{name}' is no name; use letters, digits and hyphens.")
+    if not 0 < default_lambda < float("inf"):
+        raise ValueError(f"default_lambda must be a finite number above 0, got {default_lambda!r}.")
     _check_compression(name, g, dg)
     _REGISTRY[name] = Compression(name, g, dg, float(default_lambda))
 

@@ -13,7 +13,7 @@ from .compression import canonical_name
 from .norms import check_norm_flags
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class NormFlags:
     """What stands in place of the host's norms; its eps is the host's own field.
 

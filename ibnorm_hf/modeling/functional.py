@@ -18,9 +18,12 @@ BACKENDS = ("reference", "eager", "compiled", "triton")
 
 
 def check_lambda(norm_lambda: float) -> float:
-    """Return lambda as a float; ValueError unless it is a finite number above 0 (the paper uses lambda >= 1)."""
+    """Return lambda as a float; ValueError unless it is a finite number above 0 (the paper uses lambda >= 1).
+
+    Beyond 1e-30 and 1e30 float32 would turn it into 0 or infinity; they are refused as well.
+    """
     valid = isinstance(norm_lambda, int | float) and not isinstance(norm_lambda, bool)
-    if not valid or not 0 < norm_lambda < float("inf"):
+    if not valid or not 1e-30 <= norm_lambda <= 1e30:
         raise ValueError(f"norm_lambda must be a finite number above 0, got {norm_lambda!r}.")
     return float(norm_lambda)
 
@@ -174,7 +177,8 @@ class _IBNorm(torch.autograd.Function):
         backend: str | None,
     ) -> tuple[Tensor, ...]:
         _check_affine(x, weight, bias)
-        return _kernels(x, compression, order, backend).forward(x, weight, bias, compression, lam, eps, order)
+        kernels = _kernels(x, compression, order, backend, weight, bias)
+        return kernels.forward(x, weight, bias, compression, lam, eps, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -188,7 +192,7 @@ class _IBNorm(torch.autograd.Function):
         x, weight, *saved = ctx.saved_tensors
         statistics: tuple[Tensor, ...] = tuple(saved)
         compression, lam, eps, order, backend = ctx.options
-        kernels = _kernels(x, compression, order, backend)
+        kernels = _kernels(x, compression, order, backend, weight, dy)
         # Gradients are recorded inside a backward only for create_graph=True. Saved statistics are constants, and a
         # second derivative needs them as functions of x. A traced backward is never differentiated.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -203,6 +207,8 @@ class _IBNorm(torch.autograd.Function):
 
 def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     # Kernels read weight and bias by address: what does not fit must end here.
+    if x.dim() == 0:
+        raise ValueError("x needs at least one dimension, the features to normalize over.")
     for name, t in (("weight", weight), ("bias", bias)):
         if t is not None and (t.shape != x.shape[-1:] or t.device != x.device):
             raise ValueError(
@@ -224,11 +230,13 @@ class _DirectIBNorm(torch.autograd.Function):
     backward = staticmethod(_IBNorm.backward)
 
 
-def _kernels(x: Tensor, compression: Compression, order: str, backend: str | None) -> Kernels:
-    """What runs: the fastest that can take x, unless one is asked for."""
+def _kernels(x: Tensor, compression: Compression, order: str, backend: str | None, *others: Tensor | None) -> Kernels:
+    """What runs: the fastest that can take x, unless one is asked for; ``others`` are read beside it."""
     if torch.compiler.is_compiling():
         return EAGER  # inductor fuses the plain operations with their neighbours
     backend = backend or _BACKEND
+    if backend == "eager" or not all(map(_is_plain, (x, *others))):
+        return EAGER
     if backend in (None, "compiled") and supports(x, compression, order):
         return FUSED_CPU
     if backend == "triton" or (backend is None and x.is_cuda):
@@ -239,3 +247,14 @@ def _kernels(x: Tensor, compression: Compression, order: str, backend: str | Non
             return FUSED_TRITON
         log_once(f"IBNorm's Triton kernel is not used, the slower torch path runs instead: {reason}")
     return EAGER
+
+
+def _is_plain(t: Tensor | None) -> bool:
+    """Whether a kernel may read t by its address: not a subclass, nor under a transform, a mode or a trace."""
+    return t is None or (
+        type(t) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        and not torch._C._functorch.is_legacy_batchedtensor(t)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.jit.is_tracing()
+    )

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +26,7 @@ from .fused_cpu_source import SOURCE
 
 logger = logging.get_logger(__name__)
 
-MAX_WIDTH = 65536
+MAX_WIDTH = 16384
 _STRUCTS = {"ibnorm-l": "Log", "ibnorm-t": "Tanh", "ibnorm-s": "Softsign", "ibnorm-sqrt": "Sqrt"}
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
@@ -45,15 +46,11 @@ class _Shape(ctypes.Structure):
 
 
 def supports(x: Tensor, compression: Compression, order: str) -> bool:
-    """Whether this path can take x: a plain CPU tensor of float32 or half precision, and a library that was built."""
+    """Whether this path can take x: a CPU tensor of float32 or half precision, and a library that was built."""
     return (
         x.device.type == "cpu"
         and x.dtype in _TYPES
-        and type(x) in (Tensor, torch.nn.Parameter)
         and 0 < x.shape[-1] <= MAX_WIDTH
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch.jit.is_tracing()
         and hasattr(_library(compression.name, order), f"forward_{_TYPES[x.dtype]}")
     )
 
@@ -103,12 +100,12 @@ FUSED_CPU = Kernels(forward, backward)
 
 def _rows(x: Tensor) -> Tensor:
     """(rows, width) with contiguous rows at a fixed stride: a view where the layout allows it, else a copy."""
-    rows = x.detach().reshape(-1, x.shape[-1])
+    rows = x.detach().resolve_neg().reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
 def _float32(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.detach().float().contiguous()
+    return None if t is None else t.detach().resolve_neg().float().contiguous()
 
 
 def _pointer(t: Tensor | None) -> int | None:
@@ -127,7 +124,7 @@ def _library(name: str, order: str) -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_build(name, order)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         log_once(f"IBNorm's CPU kernel could not be built, the slower torch path runs instead: {error}")
         return None
     for dtype in _TYPES.values():
@@ -146,8 +143,8 @@ def log_once(line: str) -> None:
 
 
 def _build(name: str, order: str) -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")
+    if not compiler:
         raise OSError("no C++ compiler found (set CXX, or install g++)")
     defines = (f"-DCOMPRESSION={_STRUCTS[name]}", f"-DCOMPRESS_FIRST={str(order == 'compress-first').lower()}")
     key = hashlib.sha256(repr((SOURCE, _FLAGS, defines, _target(compiler))).encode()).hexdigest()[:16]
@@ -158,15 +155,15 @@ def _build(name: str, order: str) -> Path:
         # Built beside its place and renamed, so that processes that start together never load half a file.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             built = Path(folder) / library.name
-            command = [compiler, *_FLAGS, *defines, "-x", "c++", "-", "-o", str(built)]
+            command = [*compiler, *_FLAGS, *defines, "-x", "c++", "-", "-o", str(built)]
             done = subprocess.run(command, input=SOURCE, capture_output=True, text=True, timeout=120)
             if done.returncode:
-                raise OSError(f"{compiler} failed: {done.stderr.strip().splitlines()[-1:]}")
+                raise OSError(f"{compiler[0]} failed: {done.stderr.strip().splitlines()[-1:]}")
             built.replace(library)
     return library
 
 
-def _target(compiler: str) -> str:
+def _target(compiler: list[str]) -> str:
     """The compiler's version and the processor's instruction sets, as predefined macros: a library fits no other."""
-    command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -118,11 +118,17 @@ struct Scratch {
   ~Scratch() { std::free(data); }
 };
 
+// In blocks, so that a large offset shared by a wide row does not eat the digits of its sum.
 template <class T> INLINE float mean_of(const T* x, int64_t width) {
-  float sum = 0;
+  double total = 0;
+  for (int64_t start = 0; start < width; start += 1024) {
+    const int64_t end = start + 1024 < width ? start + 1024 : width;
+    float sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i) sum += load(x, i);
-  return sum / float(width);
+    for (int64_t i = start; i < end; ++i) sum += load(x, i);
+    total += sum;
+  }
+  return float(total / double(width));
 }
 
 template <class T> INLINE float rstd_of(const T* x, float mean, int64_t width, float eps) {

@@ -32,9 +32,6 @@ def why_not(x: Tensor, compression: Compression) -> str | None:
         return "triton is not installed"
     if not x.is_cuda and not triton.knobs.runtime.interpret:
         return "the tensor is not on a CUDA device"
-    plain = type(x) in (Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
-    if not plain or torch._C._functorch.is_functorch_wrapped_tensor(x) or torch.jit.is_tracing():
-        return "the tensor is under a transform or a trace"
     if x.dtype not in _DTYPES or not 0 < x.shape[-1] <= MAX_WIDTH or compression.name not in _CODES:
         return f"{compression.name} of width {x.shape[-1]} in {x.dtype} has no kernel"
     return None
@@ -119,12 +116,12 @@ FUSED_TRITON = Kernels(forward, backward)
 
 
 def _rows(x: Tensor) -> Tensor:
-    rows = x.detach().reshape(-1, x.shape[-1])
+    rows = x.detach().resolve_neg().reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
 def _or(t: Tensor | None, placeholder: Tensor) -> Tensor:
-    return placeholder if t is None else t.detach().contiguous()
+    return placeholder if t is None else t.detach().resolve_neg().contiguous()
 
 
 def _on_device(x: Tensor) -> Any:

@@ -195,10 +195,16 @@ def _looks_like_norm(module: nn.Module) -> bool:
 def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, nn.Module, str]]:
     kinds: dict[Any, str | None] = {}
     sites = []
+    paths = [path for path, _ in model.named_modules()]
+    for e in exclude:
+        if not any(path == e or path.endswith(f".{e}") for path in paths):
+            raise ValueError(f"exclude names '{e}', but {type(model).__name__} has no such module.")
     for path, module in model.named_modules():
         if not _looks_like_norm(module) or any(path == e or path.endswith(f".{e}") for e in exclude):
             continue
-        kind = (type(module), tuple(name for name, _ in module.named_parameters()))
+        if not path:
+            raise ValueError(f"{type(module).__name__} is itself a norm; use create_norm, or name the model around it.")
+        kind = (type(module), _width(module), tuple(name for name, _ in module.named_parameters()))
         if kind not in kinds:
             kinds[kind] = _family(module)
         family = kinds[kind]
@@ -359,7 +365,7 @@ def _carry_statistics(old: nn.Module, new: nn.Module) -> list[str]:
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
     for name in _HOOKS:
-        getattr(new, name).update(getattr(old, name))
+        setattr(new, name, getattr(old, name))  # the very dicts: a hook's handle goes on working, on either module
     if hasattr(old, "_hf_hook"):
         try:  # an import that is not tried would be demanded of whoever loads this file with a checkpoint
             from accelerate.hooks import add_hook_to_module

@@ -2,6 +2,8 @@
 """Conversion of pretrained models: what is carried, measured, saved and refused."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -70,6 +72,21 @@ def test_gpt2_at_a_huge_lambda_keeps_its_logits(tmp_path):
     assert_norms(converted, "ibnorm-l")
     with torch.no_grad():
         torch.testing.assert_close(converted(IDS).logits, vanilla(IDS).logits, rtol=0, atol=1e-4)
+
+
+def test_the_console_script_saves_dtype_and_generation_settings_too(tmp_path):
+    """In a process of its own: under this name `import ibnorm_hf` alone registers nothing."""
+    make_vanilla(tmp_path / "vanilla", "llama")
+    source = AutoModelForCausalLM.from_pretrained(tmp_path / "vanilla", dtype=torch.bfloat16)
+    source.generation_config.update(eos_token_id=[2, 7], do_sample=True, temperature=0.3)
+    source.save_pretrained(tmp_path / "vanilla")
+    code = "import sys; sys.argv[0] = 'ibnorm-hf'; from ibnorm_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["convert", str(tmp_path / "vanilla"), str(tmp_path / "out"), "--norm_type", "ibnorm-l"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert converted.dtype == torch.bfloat16 and type(converted).__name__ == "IBNormLlamaForCausalLM"
+    assert converted.generation_config.eos_token_id == [2, 7] and converted.generation_config.temperature == 0.3
 
 
 def test_report_measurement_and_lambdas_are_kept(tmp_path, text, capsys):

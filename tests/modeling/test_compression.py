@@ -70,3 +70,16 @@ def test_a_wrong_compression_is_refused(g, dg, broken):
     with pytest.raises(ValueError, match=rf"cannot be registered; not so: .*{broken}"):
         register_compression("wrong", g, dg)
     assert "wrong" not in list_norms()
+
+
+@pytest.mark.parametrize(
+    "name, default_lambda, message",
+    [
+        ("layernorm", 4, "exists already"),
+        ("my name/../", 4, "is no name"),
+        ("fine", -4, "default_lambda must be a finite number above 0"),
+    ],
+)
+def test_a_name_or_lambda_that_could_not_work_is_refused(name, default_lambda, message):
+    with pytest.raises(ValueError, match=message):
+        register_compression(name, torch.atan, lambda u, s: 1 / (1 + u * u), default_lambda=default_lambda)

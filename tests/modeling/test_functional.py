@@ -365,3 +365,29 @@ def test_broadcast_inputs_and_gradients(backend):
         (dx,) = torch.autograd.grad(y, x, cotangent)
         (expected_dx,) = torch.autograd.grad(expected, x, cotangent.double())
         torch.testing.assert_close(dx, expected_dx, rtol=1e-4, atol=1e-5)
+
+
+def test_transforms_that_wrap_anything_but_x():
+    x, weight = (
+        make_input(5, 24, torch.float32),
+        torch.stack([make_input(1, 24, torch.float32, seed=s)[0] for s in (1, 2)]),
+    )
+    ensemble = torch.vmap(lambda w: ib_norm(x, w))(weight)
+    torch.testing.assert_close(ensemble, torch.stack([ib_norm(x, w) for w in weight]))
+    torch.testing.assert_close(torch.vmap(lambda b: ib_norm(x, None, b))(weight)[1], ib_norm(x, None, weight[1]))
+    row = x[0].detach()
+    fast = torch.autograd.functional.jacobian(ib_norm, row, vectorize=True)
+    torch.testing.assert_close(fast, torch.autograd.functional.jacobian(ib_norm_reference, row), rtol=1e-4, atol=1e-5)
+
+
+def test_negated_views_and_scalars():
+    x = make_input(5, 24, torch.float32)
+    view = torch._neg_view(x)
+    torch.testing.assert_close(ib_norm(view), ib_norm(-x))
+    with pytest.raises(ValueError, match="x needs at least one dimension"):
+        ib_norm(torch.tensor(1.0))
+
+
+def test_wide_rows_with_a_large_offset():
+    x = make_input(2, 16384, torch.float32) + 10_000
+    assert_matches_reference(partial(ib_norm, backend="compiled"), x, tolerance=1e-2)

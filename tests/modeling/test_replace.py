@@ -142,3 +142,23 @@ def test_assert_norms_sees_a_patched_class(llama, monkeypatch):
     monkeypatch.setattr(IBNorm, "forward", lambda self, x: x)
     with pytest.raises(RuntimeError, match="was replaced by other code"):
         assert_norms(llama)
+
+
+def test_hooks_work_from_either_side_of_a_swap(llama):
+    calls = []
+    handle = llama.model.norm.register_forward_hook(lambda *_: calls.append("before"))
+    report = replace_norms(llama, "ibnorm-l")
+    handle.remove()
+    llama.model.norm.register_forward_hook(lambda *_: calls.append("after"))
+    restore_norms(llama, report)
+    logits(llama)
+    assert calls == ["after"]
+
+
+def test_a_root_norm_and_a_misspelt_exclude_are_refused(llama):
+    with pytest.raises(ValueError, match="LayerNorm is itself a norm"):
+        replace_norms(nn.LayerNorm(8), "ibnorm-l")
+    with pytest.raises(ValueError, match="exclude names 'q_nrom', but LlamaForCausalLM has no such module"):
+        replace_norms(llama, "ibnorm-l", exclude=["q_nrom"])
+    with pytest.raises(ValueError, match="'1' \\(LayerNorm\\) looks like a norm"):
+        replace_norms(nn.Sequential(nn.LayerNorm(8), nn.LayerNorm((4, 8))), "ibnorm-l")

@@ -14,6 +14,7 @@ from .errors import UserError
 from .recipe import Recipe, did_you_mean
 
 _NORM_FLAGS = ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias")
+_MOST, _MOST_LAYERS = 10_000_000, 10_000  # larger is a slip of the keyboard, and would hang
 # Set from the tokenizer, so a recipe that gave them would be contradicted in silence.
 _FROM_TOKENIZER = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -77,8 +78,15 @@ def _checked_sizes(recipe: Recipe, defaults: dict[str, Any]) -> dict[str, Any]:
         is_count = isinstance(default, int) and not isinstance(default, bool) and default > 0
         if is_count and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UserError(f"key model.{name}: '{value}' is not a whole number of at least 1")
+        most = _MOST_LAYERS if "layer" in name else _MOST
+        if (is_count or default is None) and isinstance(value, int) and abs(value) > most:
+            raise UserError(f"key model.{name}: {_short(value)} is beyond anything that could be built ({most:,})")
         values[name] = value
     return values
+
+
+def _short(value: int) -> str:
+    return str(value) if abs(value) < 10**15 else f"a number of {int(value.bit_length() * 0.30103) + 1} digits"
 
 
 def build_model(config: PreTrainedConfig, *, device: str = "cpu") -> PreTrainedModel:

@@ -25,7 +25,7 @@ from .sources import HubSource, Piece, Source, open_source
 from .tokenizer import fingerprint, get_tokenizer
 
 SHARD_TOKENS = 8_000_000  # bounds memory, and the work lost when a preparation is killed
-BATCH_CHARS = 1_000_000  # text tokenized at once
+BATCH_CHARS = 250_000  # text tokenized at once; a worker needs some 50 times as many bytes
 SMALL_CORPUS = 8 << 20  # bytes that one process tokenizes sooner than several have started
 _VERSION = 1  # raise it when the same inputs would give other blocks
 
@@ -177,7 +177,7 @@ class _Materializer:
 
     def _plan(self, source: Source, batch: _Batch, ids: list[np.ndarray], encoder: Encoder) -> None:
         """Say what is coming, and refuse what the disk cannot hold, before the first byte is written."""
-        size, read = source.size_hint(), source.consumed()
+        size, read = source.size_hint(), batch.consumed
         text = sum(len(piece.text) for piece in batch.pieces)
         tokens = sum(map(len, ids))
         wanted = self.train.max_blocks and self.train.max_blocks * self.train.block_size
@@ -262,11 +262,12 @@ def _duration(seconds: float) -> str:
 
 @dataclass
 class _Batch:
-    """Pieces to tokenize at once, and the source's state and bad records right after them."""
+    """Pieces to tokenize at once, and where the source stands right after them."""
 
     pieces: list[Piece]
     state: Any
     bad: dict[str, Any]
+    consumed: int | None
 
 
 def _batches(source: Source, begin: Any) -> Iterator[tuple[list[str], _Batch]]:
@@ -286,7 +287,8 @@ def _batches(source: Source, begin: Any) -> Iterator[tuple[list[str], _Batch]]:
 
 def _batch(pieces: list[Piece], state: Any, source: Source) -> tuple[list[str], _Batch]:
     # The state is taken now: with several workers the source is read ahead of what is written.
-    return [p.text for p in pieces], _Batch(pieces, state() if callable(state) else state, source.bad_state())
+    state = state() if callable(state) else state
+    return [p.text for p in pieces], _Batch(pieces, state, source.bad_state(), source.consumed())
 
 
 def _materialize(

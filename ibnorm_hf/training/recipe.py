@@ -42,7 +42,16 @@ class Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice: YAML would silently keep the last."""
+    """SafeLoader that refuses a key written twice: YAML would silently keep the last.
+
+    Nor does it know aliases: a recipe needs none, and a few lines of them can stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen: set[Any] = set()
@@ -88,7 +97,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{where}: not valid YAML: {problem}") from None
     if content is None:
         content = {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -184,7 +194,7 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None, *, data_cl
     for key, value in content.items():
         name = _check_key(key, str(path), known)
         where[name] = str(path)
-        if value is not None:
+        if value not in (None, []):  # `report_to: []` is how a resolved recipe says none
             words[name] = _words(value)
         else:
             words.pop(name, None)
@@ -214,7 +224,7 @@ def _parse(
         argv += [f"--{key}={values[0]}"] if len(values) == 1 else [f"--{key}", *values]
     try:
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, ImportError, OSError) as error:
         message = " ".join(str(error).split())
         culprit = _culprit(message, words)
         hint = "" if not culprit or culprit in message else f"key {culprit}: "

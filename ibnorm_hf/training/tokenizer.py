@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
@@ -84,12 +86,19 @@ def _trained(vocab_size: int, source_mark: str, texts: Iterator[str]) -> Any:
         if not folder.is_dir():
             staging = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder.parent))
             train_bpe(texts, vocab_size).save_pretrained(staging)
+            _give_back_memory()
             os.chmod(staging, 0o755)
             try:
                 os.replace(staging, folder)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     return AutoTokenizer.from_pretrained(folder)
+
+
+def _give_back_memory() -> None:
+    """Counting words leaves hundreds of megabytes with the C library, which keeps them for this process otherwise."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

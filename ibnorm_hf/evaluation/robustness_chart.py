@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture of a classifier's scores: accuracy against the severity of each corruption, with an image of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .corruptions import CORRUPTIONS, corrupt
+
+
+def draw_robustness(result: dict[str, Any], image: Tensor, path: Path, title: str = "") -> None:
+    """Write a PNG of what ``evaluate_images`` returned.
+
+    Args:
+        result: top-1 on clean images and by corruption and severity.
+        image: (C, H, W) uint8, shown under every corruption.
+        path: a file that ends in .png.
+
+    Raises:
+        UserError: the file's name does not end in .png, or it cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"chart {path} must end in .png")
+    # The object interface: pyplot would pick a display and keep every figure alive.
+    from matplotlib.figure import Figure
+
+    severities = [int(s) for s in result["corrupted"][CORRUPTIONS[0]]]
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = parts
+    axes = left.subplots()
+    clean = 100 * result["clean"]["top1"]
+    for i, name in enumerate(CORRUPTIONS):
+        shares = [100 * result["corrupted"][name][str(s)]["top1"] for s in severities]
+        axes.plot([0, *severities], [clean, *shares], f"C{i}o-", ms=4, lw=1.4, label=name)
+    axes.axhline(100 / result["classes"], color="grey", ls=":", lw=1, label="chance")
+    axes.set(xlabel="severity (0: clean)", ylabel="top-1 accuracy, %", ylim=(0, 100), xticks=[0, *severities])
+    axes.set_title(title or f"{result['images']:,} images", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    grid = right.subplots(len(CORRUPTIONS), len(severities) + 1, squeeze=False)
+    values = image[None].float() / 255
+    for row, name in zip(grid, CORRUPTIONS, strict=True):
+        for cell, severity in zip(row, [0, *severities], strict=True):
+            seen = values if not severity else corrupt(values, name, severity, torch.Generator().manual_seed(0))
+            _show(cell, seen[0])
+            if name == CORRUPTIONS[0]:
+                cell.set_title(str(severity), fontsize="small")
+        row[0].set_ylabel(name, fontsize="small")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f"chart {path} cannot be written ({error.strerror}); choose another place") from None
+
+
+def _show(axes: Any, image: Tensor) -> None:
+    if image.shape[0] == 1:
+        axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
+    else:
+        axes.imshow(image.permute(1, 2, 0).numpy())
+    axes.set_xticks([])
+    axes.set_yticks([])

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores against their definitions, corruptions, and the picture."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from ibnorm_hf.errors import UserError
+from ibnorm_hf.evaluation.classification import calibration_error, evaluate_images, predict, scores
+from ibnorm_hf.evaluation.corruptions import CORRUPTIONS, corrupt, gaussian_blur
+from ibnorm_hf.evaluation.robustness_chart import draw_robustness
+from ibnorm_hf.training.images import Images
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def logits_of(confidences, predicted, classes=10):
+    """Logits whose softmax gives each row's confidence to its predicted class and shares the rest."""
+    rest = (1 - confidences) / (classes - 1)
+    probabilities = rest[:, None].repeat(1, classes)
+    probabilities[torch.arange(len(predicted)), predicted] = confidences
+    return probabilities.log()
+
+
+def test_scores():
+    logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3]] * 4)
+    found = scores(logits, torch.tensor([0, 4, 5, 6]))
+    assert (found["top1"], found["top5"]) == (0.25, 0.5)
+    expected = nn.functional.cross_entropy(logits.double(), torch.tensor([0, 4, 5, 6])).item()
+    assert found["loss"] == pytest.approx(expected)
+    assert scores(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))["top5"] == 1.0
+
+
+def test_calibration_error_of_known_gaps():
+    predicted = torch.arange(100) % 10
+    confidences = torch.full((100,), 0.83, dtype=torch.float64)
+    labels = torch.where(torch.arange(100) < 63, predicted, (predicted + 1) % 10)
+    assert calibration_error(logits_of(confidences, predicted), labels) == pytest.approx(0.2)
+    # Two intervals whose gaps would cancel if they were not taken one by one.
+    confidences = torch.tensor([0.55, 0.95], dtype=torch.float64).repeat(50)
+    right = torch.arange(100) % 2 == 0  # all of the unsure, none of the sure
+    labels = torch.where(right, predicted, (predicted + 1) % 10)
+    assert calibration_error(logits_of(confidences, predicted), labels) == pytest.approx((0.45 + 0.95) / 2)
+    assert calibration_error(logits_of(torch.ones(4).double() - 1e-12, predicted[:4]), predicted[:4]) < 1e-9
+
+
+def test_noise_blur_and_contrast():
+    images = torch.rand(4, 3, 16, 16, generator=generator(1)) * 0.5 + 0.25
+    for name in CORRUPTIONS:
+        distances = [(corrupt(images, name, s, generator()) - images).square().mean() for s in range(1, 6)]
+        assert distances == sorted(distances) and distances[0] > 0
+        assert torch.equal(corrupt(images, name, 3, generator()), corrupt(images, name, 3, generator()))
+        assert corrupt(images, name, 5, generator()).min() >= 0 and corrupt(images, name, 5, generator()).max() <= 1
+    noise = corrupt(torch.full((1, 1, 100, 100), 0.5), "noise", 2, generator()) - 0.5
+    assert noise.std().item() == pytest.approx(0.08, rel=0.05)
+    flat = corrupt(images, "contrast", 5, generator())
+    torch.testing.assert_close(flat.mean((1, 2, 3)), images.mean((1, 2, 3)))
+    torch.testing.assert_close(flat.std((1, 2, 3)), 0.1 * images.std((1, 2, 3)))
+    with pytest.raises(ValueError, match="no corruption 'fog' of severity 3; known: noise, blur, contrast, 1 to 5"):
+        corrupt(images, "fog", 3, generator())
+
+
+def test_blur_is_a_gaussian():
+    point = torch.zeros(1, 2, 21, 21)
+    point[0, :, 10, 10] = 1
+    blurred = gaussian_blur(point, 1.5)
+    torch.testing.assert_close(blurred.sum((2, 3)), torch.ones(1, 2))
+    assert blurred[0, 0, 10, 12] / blurred[0, 0, 10, 10] == pytest.approx(math.exp(-0.5 * (2 / 1.5) ** 2), rel=1e-4)
+    torch.testing.assert_close(blurred[0, 0], blurred[0, 0].T)
+    torch.testing.assert_close(gaussian_blur(torch.full((1, 1, 8, 8), 0.3), 0.7), torch.full((1, 1, 8, 8), 0.3))
+
+
+class Brightest(nn.Module):
+    """Says which of ten pixels is the brightest: right on the images below, and worse the more noise there is."""
+
+    config = SimpleNamespace(num_labels=10)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.scale * pixel_values.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def judged():
+    labels = torch.arange(300) % 10
+    pixels = (nn.functional.one_hot(labels, 10) * 120 + 60).to(torch.uint8).view(300, 1, 2, 5)
+    model = Brightest().train()
+    return model, Images(pixels, labels), evaluate_images(model, Images(pixels, labels), lambda v: v, batch_size=64)
+
+
+def test_evaluation_covers_every_corruption(judged):
+    model, images, result = judged
+    assert model.training and result["images"] == 300 and result["classes"] == 10
+    assert result["clean"]["top1"] == 1.0
+    assert {n: list(s) for n, s in result["corrupted"].items()} == {n: list("12345") for n in CORRUPTIONS}
+    noise = [result["corrupted"]["noise"][s]["top1"] for s in "12345"]
+    assert noise[0] > noise[2] > noise[4] > 0.1
+    every = [s["top1"] for by in result["corrupted"].values() for s in by.values()]
+    assert result["corrupted_top1"] == pytest.approx(sum(every) / 15)
+    assert evaluate_images(model, images, lambda v: v, batch_size=64) == result
+
+
+def test_a_data_set_read_row_by_row_gives_the_same(judged):
+    model, images, _ = judged
+    rows = [images[i] for i in range(len(images))]
+    for a, b in zip(predict(model, rows, lambda v: v), predict(model, images, lambda v: v), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_picture(judged, tmp_path):
+    _, images, result = judged
+    draw_robustness(result, images[0]["pixel_values"], tmp_path / "eval" / "r.png")
+    draw_robustness(result, images[0]["pixel_values"].expand(3, -1, -1), tmp_path / "r.png")
+    assert (tmp_path / "eval" / "r.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "r.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match=r"must end in \.png"):
+        draw_robustness(result, images[0]["pixel_values"], tmp_path / "r.jpg")

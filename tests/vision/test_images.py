@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where images come from, how they are augmented, and what a damaged source says."""
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ibnorm_hf.errors import UserError
+from ibnorm_hf.training import augment
+from ibnorm_hf.training.image_arguments import ImageArguments
+from ibnorm_hf.training.image_build import Views, facts_of, load_images, planned_facts
+from ibnorm_hf.training.images import load_digits, load_idx, square
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def idx_bytes(values):
+    return bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape) + values.tobytes()
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    """Files as Fashion-MNIST has them: 6 and 4 images of 5 x 5, the training ones gzipped."""
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 6), ("t10k", 4)):
+        for kind, values in (
+            ("images-idx3", rng.integers(0, 256, (count, 5, 5), dtype=np.uint8)),
+            ("labels-idx1", np.arange(count, dtype=np.uint8) % 3),
+        ):
+            raw, path = idx_bytes(values), tmp_path / f"{prefix}-{kind}-ubyte"
+            if prefix == "train":
+                path.with_name(path.name + ".gz").write_bytes(gzip.compress(raw))
+            else:
+                path.write_bytes(raw)
+    return tmp_path
+
+
+def test_digits_are_whole_and_split_once():
+    data = load_digits()
+    assert (len(data.train), len(data.validation), data.shape) == (1437, 360, (1, 8, 8))
+    assert data.train.pixels.dtype == torch.uint8 and data.train.pixels.max() == 255
+    rows = torch.cat([data.train.pixels, data.validation.pixels]).flatten(1)
+    from sklearn.datasets import load_digits as source
+
+    assert (rows.float() / 255 * 16).sum().item() == pytest.approx(source().images.sum(), rel=1e-3)
+    assert set(data.validation.labels.tolist()) == set(range(10))
+    assert load_digits().validation.sha256() == data.validation.sha256()
+
+
+def test_idx_files(idx_folder):
+    data = load_idx(idx_folder)
+    assert (len(data.train), len(data.validation), data.shape) == (6, 4, (1, 5, 5))
+    assert data.train.labels.tolist() == [0, 1, 2, 0, 1, 2] and data.classes == ("0", "1", "2")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
+    assert np.array_equal(data.train.pixels[:, 0].numpy(), pixels)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("t10k-labels-idx1-ubyte", b"", "is no IDX file or is damaged"),
+        ("t10k-labels-idx1-ubyte", b"\x00\x00\x09\x01\x00\x00\x00\x02ab", "is no IDX file of bytes"),
+        ("t10k-labels-idx1-ubyte", b"\x00\x00\x08\x01\x00\x00\x00\x02ab", "has 4 images and 2 labels; it is damaged"),
+        ("t10k-images-idx3-ubyte", b"\x00\x00\x08\x03\x00\x00\x00\x02ab", "is no IDX file or is damaged"),
+        ("train-images-idx3-ubyte.gz", b"no gzip", "is no IDX file or is damaged"),
+        ("t10k-images-idx3-ubyte", None, "has no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"),
+    ],
+)
+def test_damaged_idx_files_are_one_sentence(idx_folder, name, content, message):
+    (idx_folder / name).unlink()
+    if content is not None:
+        (idx_folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_idx(idx_folder)
+
+
+def test_a_folder_of_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 100, (12, 20, 3), dtype=np.uint8) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    arguments = ImageArguments(images=str(tmp_path / "pictures"), image_size=8, stored_size=10, validation_split="test")
+    data = load_images(arguments)
+    assert (len(data.train), len(data.validation), data.classes) == (8, 4, ("cat", "dog"))
+    row = data.train[7]
+    assert row["pixel_values"].shape == (3, 10, 10) and row["labels"] == 1 and row["pixel_values"].min() >= 90
+    facts = facts_of(data, arguments)
+    assert (facts.channels, facts.height, facts.classes) == (3, 8, 2)
+    views = Views(arguments, facts, data)
+    assert views.evaluate(row["pixel_values"][None]).shape == (1, 3, 8, 8)
+    for message, options in (
+        ("has no split 'tset', only train, test", {"validation_split": "tset", "image_size": 8}),
+        ("give image_size", {}),
+        ("classes is 3, but .* has 2", {"image_size": 8, "classes": 3, "validation_split": "test"}),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_images(ImageArguments(images=str(tmp_path / "pictures"), **options))
+
+
+def test_square_keeps_the_centre():
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, 2:6] = 200
+    assert torch.equal(square(Image.fromarray(pixels), 4), torch.full((3, 4, 4), 200, dtype=torch.uint8))
+    assert square(Image.new("L", (30, 10)), 5).shape == (3, 5, 5)
+
+
+def test_plans_know_hub_data_without_it():
+    assert planned_facts(ImageArguments(images="ILSVRC/imagenet-1k", image_size=224)).classes == 1000
+    with pytest.raises(UserError, match="needs the keys classes and image_size"):
+        planned_facts(ImageArguments(images="somebody/something", image_size=224))
+
+
+def test_random_crop_cuts_each_image_from_its_own_place():
+    images = torch.arange(1, 2 * 3 * 5 * 4 + 1, dtype=torch.float32).view(2, 3, 5, 4).repeat(50, 1, 1, 1)
+    out = augment.random_crop(images, 2, generator())
+    assert out.shape == images.shape and torch.equal(out, augment.random_crop(images, 2, generator()))
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    places = set()
+    for image, source in zip(out, padded, strict=True):
+        found = [(t, l) for t in range(5) for l in range(5) if torch.equal(image, source[:, t : t + 5, l : l + 4])]
+        assert len(found) == 1
+        places.add(found[0])
+    assert len(places) > 20
+    assert torch.equal(augment.random_crop(images, 0, generator()), images)
+
+
+def test_random_flip_flips_about_half():
+    images = torch.randn(400, 1, 2, 3, generator=generator(1))
+    out = augment.random_flip(images, generator())
+    flipped = (out == images.flip(-1)).flatten(1).all(1)
+    assert torch.equal(out[~flipped], images[~flipped]) and 150 < flipped.sum() < 250
+
+
+def test_random_resized_crop():
+    ramp = torch.linspace(0, 1, 16).expand(64, 1, 16, 16)
+    out = augment.random_resized_crop(ramp, 8, generator())
+    assert out.shape == (64, 1, 8, 8) and out.min() >= 0 and out.max() <= 1
+    spans = out[:, 0, 0, -1] - out[:, 0, 0, 0]
+    assert (spans > 0).all() and spans.std() > 0.05  # windows of different widths, none mirrored
+    whole = augment.random_resized_crop(ramp, 16, generator(), area=(1.0, 1.0), ratio=(1.0, 1.0))
+    torch.testing.assert_close(whole, ramp, rtol=0, atol=1e-5)
+    assert augment.random_resized_crop((ramp * 255).byte(), 8, generator()).dtype == torch.float32
+
+
+def test_normalize_undoes_the_moments():
+    data = load_digits()
+    mean, std = augment.channel_moments(data.train.pixels)
+    values = augment.normalize(data.train.pixels, mean, std)
+    assert values.mean().abs() < 1e-4 and values.std().item() == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(augment.normalize(data.train.pixels.float() / 255, mean, std), values)
+
+
+@pytest.mark.parametrize("kind", ["plain", "crop", "crop-flip", "resized-crop-flip"])
+def test_views_are_named_by_their_draw(kind):
+    data = load_digits()
+    arguments = ImageArguments(augmentation=kind, crop_padding=2)
+    views = Views(arguments, facts_of(data, arguments), data)
+    pixels = data.train.pixels[:16]
+    once = views.train(pixels, "0:1")
+    assert once.shape == (16, 1, 8, 8) and torch.equal(once, views.train(pixels, "0:1"))
+    assert torch.equal(once, views.train(pixels, "0:2")) == (kind == "plain")
+    assert torch.equal(views.evaluate(pixels), views.train(pixels, "")) == (kind == "plain")
+
+
+def test_wrong_moments_are_one_sentence():
+    data = load_digits()
+    arguments = ImageArguments(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    with pytest.raises(UserError, match="image_mean has 3 numbers, the images 1 channels"):
+        Views(arguments, facts_of(data, arguments), data)

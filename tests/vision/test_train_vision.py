@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job of recipes/train_vision.py: run folders, exact resume, plans and mistakes."""
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
+
+from ibnorm_hf import IBBatchNorm2d
+from ibnorm_hf.errors import UserError
+from ibnorm_hf.training.image_build import planned_facts
+from ibnorm_hf.training.vision import load_vision_recipe, plan_lines, train_vision
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHORT = ["--max_steps", "6", "--eval_steps", "3", "--save_steps", "3", "--logging_steps", "2", "--warmup_steps", "2"]
+# Parameters, tensors of norms.
+EXPECTED = {
+    "resnet/tiny": (78_570, "IBBatchNorm2d.weight 288"),
+    "resnet/50": (25_557_032, "IBBatchNorm2d.weight 26,560"),
+    "vit/tiny": (102_666, "IBNorm.weight 448"),
+    "vit/small": (22_050_664, "IBNorm.weight 9,600"),
+}
+
+spec = importlib.util.spec_from_file_location("train_vision", RECIPES / "train_vision.py")
+train_vision_script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(train_vision_script)
+
+
+def run(name, folder, *keys):
+    recipe = load_vision_recipe(RECIPES / f"{name}.yaml", [*SHORT, "--output_dir", str(folder), *keys])
+    return train_vision(recipe)
+
+
+def lines(folder):
+    return [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["resnet/tiny", "vit/tiny"])
+def test_a_run_leaves_the_folder_of_every_run(name, tmp_path, capsys):
+    words = [str(RECIPES / f"{name}.yaml"), *SHORT, "--output_dir", str(tmp_path / "run")]
+    assert train_vision_script.main(words) == 0
+    out, folder = capsys.readouterr().out, tmp_path / "run"
+    assert "calibration error" in out and "step 6/6" in out
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert files >= {
+        "config.yaml", "metrics.jsonl", "data.json", "environment.json", "loss.png", "eval/validation.json",
+        "eval/robustness.json", "eval/robustness.png", "model/model.safetensors", "checkpoint-6/manifest.json",
+    }  # fmt: skip
+    training = [line for line in lines(folder) if "loss" in line]
+    assert [line["images"] for line in training] == [128, 256, 384] and training[0]["share_over_lambda"]
+    assert "tokens" not in training[0]
+    evaluation = json.loads((folder / "eval" / "validation.json").read_text())
+    robustness = json.loads((folder / "eval" / "robustness.json").read_text())
+    for key in ("loss", "top1", "top5"):  # two ways to the same number: batches of the trainer, and of the evaluation
+        assert evaluation[key] == pytest.approx(robustness["clean"][key], abs=1e-5)
+    validated = [line for line in lines(folder) if "eval_loss" in line]
+    assert [line["step"] for line in validated] == [3, 6]
+    assert validated[-1]["eval_top1"] == evaluation["top1"] and evaluation["images"] == 360
+    model = AutoModelForImageClassification.from_pretrained(folder / "model")
+    assert model.config.id2label == {i: str(i) for i in range(10)} and model.config.num_channels == 1
+    norm = next((m for m in model.modules() if isinstance(m, IBBatchNorm2d)), None)
+    assert norm is None or norm.num_batches_tracked == 6
+    again = load_vision_recipe(folder / "config.yaml")
+    assert again.sizes == load_vision_recipe(RECIPES / f"{name}.yaml").sizes
+
+
+@pytest.mark.parametrize("norm", ["ibnorm-l", "normalnorm"])
+def test_a_resumed_run_is_bit_equal(norm, tmp_path):
+    """Weights and running statistics: crops, order and NormalNorm's noise go on where they were."""
+    run("resnet/tiny", tmp_path / "whole", "--norm_type", norm)
+    run("resnet/tiny", tmp_path / "resumed", "--norm_type", norm)
+    for path in sorted((tmp_path / "resumed").glob("checkpoint-6/*")):
+        path.unlink()
+    (tmp_path / "resumed" / "checkpoint-6").rmdir()
+    run("resnet/tiny", tmp_path / "resumed", "--norm_type", norm)
+    whole, resumed = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys() and any("running" in k for k in whole)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+    def losses(name):
+        return [line.get("loss", line.get("eval_loss")) for line in lines(tmp_path / name)]
+
+    assert losses("whole") == losses("resumed")
+
+
+def test_seed_and_norm_change_a_run_and_nothing_else_does(tmp_path):
+    base = run("resnet/tiny", tmp_path / "a").validation["loss"]
+    small = run("resnet/tiny", tmp_path / "b", "--per_device_eval_batch_size", "7").validation["loss"]
+    assert small == pytest.approx(base, rel=1e-6)
+    assert run("resnet/tiny", tmp_path / "c", "--seed", "7").validation["loss"] != base
+    assert run("resnet/tiny", tmp_path / "d", "--norm_type", "batchnorm").validation["loss"] != base
+
+
+def test_two_processes_with_joint_statistics_train_as_one(tmp_path):
+    """Twice 32 images with synchronized norms against 64 in one process: the same order, the same weights."""
+    keys = ["--augmentation", "plain", "--max_grad_norm", "1e9", "--optim", "sgd", "--learning_rate", "0.1"]
+    alone = run("resnet/tiny", tmp_path / "one", *keys)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(RECIPES / "train_vision.py"), str(RECIPES / "resnet/tiny.yaml"), *SHORT, *keys]
+    command += ["--per_device_train_batch_size", "32", "--sync_batch_norm", "true"]
+    command += ["--output_dir", str(tmp_path / "two")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    validation = json.loads((tmp_path / "two" / "eval" / "validation.json").read_text())
+    assert validation["loss"] == pytest.approx(alone.validation["loss"], rel=1e-4) and validation["images"] == 360
+
+
+def test_micro_batches_are_averaged(tmp_path):
+    """ViT sees each image alone, so 4 x 16 images are 64."""
+    keys = ["--augmentation", "plain", "--optim", "sgd", "--learning_rate", "0.1"]
+    run("vit/tiny", tmp_path / "one", *keys)
+    run("vit/tiny", tmp_path / "four", *keys, "--per_device_train_batch_size", "16")
+    one, four = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "four"))
+    for name, value in one.items():
+        torch.testing.assert_close(four[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    losses = [[line["loss"] for line in lines(tmp_path / n) if "loss" in line] for n in ("one", "four")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_plans_of_all_recipes(name, tmp_path, monkeypatch, capsys):
+    def refuse(*words, **keys):
+        raise AssertionError("a dry run reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert train_vision_script.main([str(RECIPES / f"{name}.yaml"), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    parameters, norms = EXPECTED[name]
+    assert f"{parameters:,} parameters" in out and norms in out.split("no decay: ")[1]
+    assert not list(tmp_path.iterdir())
+    host = "batchnorm" if "resnet" in name else "layernorm"
+    recipe = load_vision_recipe(RECIPES / f"{name}.yaml", ["--norm_type", host])
+    assert f"{parameters:,} parameters" in "".join(plan_lines(recipe, planned_facts(recipe.data)))
+
+
+def test_the_table_is_complete():
+    found = {p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.glob("[rv]*/*.yaml")}
+    assert found == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_key_is_commented_and_the_header_gives_the_command(name):
+    text = (RECIPES / f"{name}.yaml").read_text()
+    header = text.split("\n\nmodel_type")[0]
+    assert f"accelerate launch recipes/train_vision.py recipes/{name}.yaml" in header
+    assert ("Expected: not run" in header) == (not name.endswith("tiny")) and "@" not in header
+    for line in text.splitlines():
+        if re.match(r"\s*\w+:", line):
+            assert re.search(r"  # .*(default|on the command line)", line), line
+
+
+@pytest.mark.parametrize("name", [n for n in EXPECTED if not n.endswith("tiny")])
+def test_imagenet_recipes_are_ninety_epochs(name):
+    content = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    assert content["max_steps"] * content["global_batch_size"] == pytest.approx(90 * 1_281_167, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (["--imges", "digits"], "unknown key 'imges'; did you mean 'images'?"),
+        (["--corpus", "embedded"], "unknown key 'corpus'"),
+        (["--augmentation", "cut"], "key augmentation must be one of plain, crop, crop-flip, resized-crop-flip"),
+        (["--image_mean", "0.5"], "key image_mean and image_std have one number a channel, or neither is given"),
+        (["--model.num_labels", "3"], "key model.num_labels: it follows from the data; see the key classes"),
+        (["--model.hiden_sizes", "[3]"], "unknown key 'model.hiden_sizes'; did you mean 'hidden_sizes'?"),
+        (["--norm_type", "bachnorm"], "Did you mean 'batchnorm'?"),
+        (["--model_type", "ibnorm_llama"], "key model_type: 'ibnorm_llama' classifies no images"),
+        (["--model_type", "resnet"], "keeps its own norms; use model_type ibnorm_resnet"),
+        (["--images", "/nowhere/at/all", "--image_size", "8"], "/nowhere/at/all cannot be loaded"),
+        (["--image_size", "9"], "image_size is 9, but the images are 8 x 8"),
+        (["--classes", "3"], "classes is 3, but digits has 10"),
+        (["--push_to_hub", "true", "--hub_model_id", "a/b"], "upload this run with `hf upload`"),
+    ],
+)
+def test_mistakes_are_one_sentence(keys, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = [str(RECIPES / "resnet/tiny.yaml"), *SHORT, "--output_dir", str(tmp_path / "run"), *keys]
+    assert train_vision_script.main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_patch_size_must_fit(tmp_path):
+    with pytest.raises(UserError, match=r"model.patch_size 3 does not divide the image's side 8"):
+        run("vit/tiny", tmp_path / "run", "--model.patch_size", "3")
+
+
+def test_another_recipes_folder_is_refused(tmp_path):
+    run("resnet/tiny", tmp_path / "run")
+    with pytest.raises(UserError, match="holds another run"):
+        run("resnet/tiny", tmp_path / "run", "--crop_padding", "2")
+
+
+def test_usage(capsys):
+    assert train_vision_script.main(["--help"]) == 0 and train_vision_script.main([]) == 2
+    assert "usage: train_vision.py RECIPE" in capsys.readouterr().out

@@ -98,7 +98,8 @@ class Encoder:
         except (EOFError, OSError):
             # Most likely killed for its memory.
             raise MemoryError(f"a tokenizing worker ended with code {process.wait()}") from None
-        self._free.put(process)
+        finally:
+            self._free.put(process)  # a dead one too: whoever gets it fails at once instead of waiting for ever
         return np.split(ids, np.cumsum(lengths)[:-1])
 
 

@@ -15,7 +15,7 @@ from .compare import same
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.faults("SIGKILL at a random moment, up to four in a row")
+@pytest.mark.faults("SIGKILL at a random moment")
 def test_runs_survive_random_kills(tmp_path: Path, cache: Path, record_property):
     seed = random.SystemRandom().randrange(1 << 31)
     record_property("tried", 20)

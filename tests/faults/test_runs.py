@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.training import pretrain as job
@@ -295,6 +296,27 @@ def test_shards_stay_in_the_cache(make_recipe, tmp_path, monkeypatch):
     (data.folder / "data.json").write_text(json.dumps(data.description))
     with pytest.raises(UserError, match=r"train-00000\.arrow is missing or damaged"):
         job.prepare(make_recipe())
+
+
+@pytest.mark.faults("code that comes with a tokenizer")
+def test_a_tokenizers_own_code_is_not_run(make_recipe, tmp_path):
+    folder = tmp_path / "tok"
+    train_bpe(iter(LICENSE.read_text().splitlines()), 300).save_pretrained(folder)
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    try:
+        job.prepare(make_recipe("--tokenizer", folder))
+    except UserError as error:
+        assert "cannot be loaded" in str(error)
+    assert not (tmp_path / "ran").exists()
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert (tmp_path / "ran").exists()  # it would have run
 
 
 @pytest.mark.faults("secrets around a run")

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README's table of faults is what the result files say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from .table import RESULTS, render
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_readme_shows_the_results():
+    found = re.search(r"<!-- faults -->\n(.*?)\n<!-- /faults -->", README.read_text(), re.DOTALL)
+    if found is None:
+        pytest.skip("README.md has no table of faults")
+    assert found.group(1).strip() == render()
+
+
+def test_nothing_was_lost():
+    for name in ("faults.json", "kills.json"):
+        content = json.loads((RESULTS / name).read_text())
+        entries = content["faults"].values() if "faults" in content else [content]
+        assert all(entry["lost"] == 0 and entry["tried"] == entry["survived"] > 0 for entry in entries), name
+    assert json.loads((RESULTS / "kills.json").read_text())["tried"] >= 200
+
+
+def test_the_table_sums_up(tmp_path: Path):
+    faults = {
+        "a": {"tried": 3, "survived": 2, "lost": 1},
+        "SIGKILL at a random moment": {"tried": 20, "survived": 20, "lost": 0},
+    }
+    (tmp_path / "faults.json").write_text(json.dumps({"faults": faults}))
+    (tmp_path / "kills.json").write_text(json.dumps({"tried": 200, "survived": 200, "lost": 0, "in_a_row": 4}))
+    text = render(tmp_path)
+    assert "| a | 3 | 2 | 1 |" in text and "up to 4 in a row | 200 | 200 | 0 |" in text
+    assert text.endswith("| **all** | **203** | **202** | **1** |")

@@ -168,7 +168,7 @@ def plot(table: list[dict[str, object]], path: Path) -> None:
         axis.set_title(f"{case[0]} x {case[1]}\n{case[2]}", fontsize=9)
         axis.set_xlabel("GB/s that must move", fontsize=8)
         axis.legend(fontsize=7)
-        axis.invert_yaxis()
+    axis.invert_yaxis()  # shared by all
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

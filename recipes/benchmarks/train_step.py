@@ -8,6 +8,7 @@ results/train_step-{cpu,cuda}.csv.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,14 +92,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = [
-        row
-        for name in arguments.models
-        for mode in arguments.modes
-        for dtype in arguments.dtypes
-        for row in benchmark(name, mode, dtype, arguments.norms, arguments.repeats)
-    ]
-    write_csv(arguments.out / f"train_step-{'cuda' if torch.cuda.is_available() else 'cpu'}.csv", rows)
+    path = arguments.out / f"train_step-{'cuda' if torch.cuda.is_available() else 'cpu'}.csv"
+    rows: list[dict[str, object]] = []
+    for name, mode, dtype in itertools.product(arguments.models, arguments.modes, arguments.dtypes):
+        rows += benchmark(name, mode, dtype, arguments.norms, arguments.repeats)
+        write_csv(path, rows)  # after each, so that a long run can be stopped
 
 
 if __name__ == "__main__":

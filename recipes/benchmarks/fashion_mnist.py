@@ -223,8 +223,12 @@ def text(content: dict[str, Any]) -> str:
     """What stands between the markers: setting, table, limits."""
     machine = content["hardware"]
     counts = {r["model"]: r["parameters"] for r in content["runs"]}
-    longest = max(r["cpu_s"] for r in content["runs"])
+    longest = max(r["cpu_s"] for r in content["runs"] if "cpu_s" in r)
+    late = sum(r["run_s"] > LIMIT_S for r in content["runs"])
     rates = ", ".join(f"{rate:g}" for rate in RATES)
+    ends = [arm for arm in ARMS if best_rate(content["runs"], *arm) in (RATES[0], RATES[-1])]
+    edge = ", ".join(f"{architecture} `{norm}`" for architecture, norm in ends)
+    them = "it" if len(ends) == 1 else "them"
     return "\n".join(
         [
             f"Fashion-MNIST, {TRAINING_IMAGES:,} of its 60,000 training images, {STEPS} steps of {BATCH}, all 10,000 "
@@ -235,6 +239,16 @@ def text(content: dict[str, Any]) -> str:
             "",
             table(content),
             "",
+            *(
+                [
+                    f"Of the {len(content['runs'])} runs, {late} took more than {LIMIT_S} s by the clock, because the "
+                    "machine had other work; CPU seconds are without it.",
+                    "",
+                ]
+                if late
+                else []
+            ),
+            *([f"The chosen rate is an end of the grid for {edge}: a wider grid may help {them}.", ""] if edge else []),
             "Short runs of small networks on one data set, with three seeds: differences within two standard "
             "deviations are not findings, and nothing follows for ImageNet. Every run is in "
             "[fashion_mnist.json](model_cards/fashion_mnist.json).",

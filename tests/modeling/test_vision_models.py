@@ -126,6 +126,28 @@ def test_vanilla_weights_give_vanilla_logits(architecture, tmp_path):
     assert make_model(architecture).num_parameters() == vanilla.num_parameters()
 
 
+@pytest.mark.parametrize("architecture", VANILLA)
+def test_base_models_and_heads_share_checkpoints(architecture, tmp_path):
+    """ViT's are stored under older key names, which transformers translates by class name."""
+    config_class, host_norm = VANILLA[architecture]
+    vanilla = shake(AutoModelForImageClassification.from_config(config_class(**SMALL[architecture])))
+    vanilla.save_pretrained(tmp_path / "vanilla")
+    ours = make_model(architecture, norm_type=host_norm)
+    ours.load_state_dict(vanilla.state_dict())
+    ours.save_pretrained(tmp_path / "ours")
+    stored = [set(load_file(tmp_path / n / "model.safetensors")) for n in ("vanilla", "ours")]
+    assert stored[0] == stored[1]
+    expected = first_output(getattr(vanilla, vanilla.base_model_prefix))
+    base_class = type(make_model(architecture, AutoModel))
+    for name in ("vanilla", "ours"):
+        base, report = base_class.from_pretrained(tmp_path / name, norm_type=host_norm, output_loading_info=True)
+        assert not {key for key in report["missing_keys"] if "pooler" not in key}
+        assert torch.equal(first_output(base.eval()), expected)
+    base.save_pretrained(tmp_path / "base")
+    again = type(base).from_pretrained(tmp_path / "base").eval()
+    assert torch.equal(first_output(again), expected)
+
+
 def test_vanilla_resnet_weights_in_ibnorm_lose_only_the_running_variance(tmp_path):
     vanilla = shake(AutoModelForImageClassification.from_config(ResNetConfig(**SMALL["resnet"])))
     vanilla.save_pretrained(tmp_path)

@@ -40,7 +40,18 @@ def resident_mib(process: int) -> float:
 def train(folder: Path, steps: int, *, stop: signal.Signals | None = None, stop_at: int = 0) -> dict[str, Any]:
     """Run the recipe, or a piece of it; returns the samples of its memory and how it ended."""
     command = [sys.executable, "-m", "ibnorm_hf.cli", "pretrain", str(RECIPE), "--output_dir", str(folder)]
-    command += ["--max_steps", str(steps), "--save_steps", "200", "--eval_steps", "1000", "--logging_steps", "10"]
+    command += [
+        "--max_steps",
+        str(steps),
+        "--save_steps",
+        "200",
+        "--save_total_limit",
+        "1",
+        "--eval_steps",
+        "1000",
+        "--logging_steps",
+        "10",
+    ]
     begin = time.monotonic()
     samples: list[tuple[float, float]] = []
     with open(folder.with_suffix(".log"), "a") as log:

@@ -294,6 +294,7 @@ def test_results_of_evaluations(tmp_path: Path, content: bytes):
     refused_in_a_sentence(lambda: leaderboard([str(path)], style="json", partial=True, chart=None))
 
 
+@pytest.mark.faults  # no fault itself, so not in the table
 def test_the_judge_is_awake():
     def traceback() -> None:
         raise KeyError("step")

@@ -26,7 +26,11 @@ def inputs_for(model):
 
 def run_jobs(folder, jobs, *arguments, **variables):
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1", **variables}
+    # As many threads as here: sums split otherwise round otherwise.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = (
+        os.environ | threads | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1", **variables}
+    )
     command = [sys.executable, str(SCRIPT), str(folder / "jobs.json"), str(folder / "answers.json"), *arguments]
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300

@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         os.environ["IBNORM_CACHE"] = before
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Any:
     """Matrices of 32 x 32 gain nothing from threads, and lose much where cores are shared."""
     before = torch.get_num_threads()

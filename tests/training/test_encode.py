@@ -43,8 +43,8 @@ def test_ids_do_not_depend_on_the_workers(tokenizer):
 def test_blocks_do_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(packing, "BATCH_CHARS", 400)
     lines = [json.dumps({"text": text}) for text in TEXTS]
-    lines[100:100] = ["{broken"]
-    lines += ["{broken"] * 3  # beyond the budget: read ahead by workers, and no part of the blocks
+    # Broken lines all along: those beyond the budget are read ahead by workers, and no part of the blocks.
+    lines = [line for text in lines for line in (text, "{broken")]
     path = tmp_path / "docs.jsonl"
     path.write_text("\n".join(lines))
     results = []
@@ -56,6 +56,7 @@ def test_blocks_do_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
             validation_fraction=0.1,
             tokenizer_vocab_size=320,
             token_budget=8_000,
+            max_bad_records=1000,
             prepare_workers=workers,
         )
         results.append(packing.prepare_data(data, vocab_size=320, run_tokens=0, say=lambda text: None))
@@ -64,7 +65,7 @@ def test_blocks_do_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
     assert np.array_equal(one.train[:]["input_ids"], three.train[:]["input_ids"])
     assert np.array_equal(one.validation[:]["input_ids"], three.validation[:]["input_ids"])
     assert one.description["bad_records"] == three.description["bad_records"]
-    assert one.description["bad_records"]["count"] == 1
+    assert 0 < one.description["bad_records"]["count"] < 300
 
 
 def test_a_tokenizer_without_backend_is_called_here():

@@ -10,19 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import PreTrainedModel
 
-import ibnorm_hf
-
-from .. import registration  # noqa: F401 (the console script does not register by itself)
 from ..errors import UserError
 from ..modeling.replace import ReplacementReport, replace_norms
-
-# Belong to the vanilla checkpoint, not to the architecture.
-_NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "quantization_config")
+from ..pretrained import as_registered, load_pretrained, registered_config
 
 
 @dataclass(frozen=True)
@@ -70,18 +63,25 @@ def convert(
     target = Path(target)
     if target.exists():
         raise UserError(f"{target} exists; choose a new folder")
-    model, tokenizer, dtype = _load(source)
-    ids = _tokens(tokenizer, text, max_tokens)
+    loaded = load_pretrained(source)
+    model = loaded.model
+    ids = _tokens(loaded.tokenizer, text, max_tokens)
     before = nats_per_token(model, ids)
     try:
         report = replace_norms(model, norm_type, norm_lambda=norm_lambda, norm_order=norm_order)
     except ValueError as error:
         raise UserError(str(error)) from None
     after = nats_per_token(model, ids)
-    saved_as = _save(model, tokenizer, target, norm_type, norm_lambda, norm_order, dtype)
+    flags = {"norm_type": norm_type, "norm_lambda": norm_lambda, "norm_order": norm_order}
+    converted = as_registered(model, registered_config(model.config, **flags))
     tokens = 0 if ids is None else ids.numel() - 1
+    saved_as = None if converted is None else type(converted).__name__
     conversion = Conversion(report, saved_as, tokens, before, after)
-    if saved_as:
+    if converted is not None:
+        converted.to(dtype=loaded.dtype)  # type: ignore[call-arg]
+        converted.save_pretrained(target)
+        if loaded.tokenizer is not None:
+            loaded.tokenizer.save_pretrained(target)
         _write_report(conversion, source, target)
     return conversion
 
@@ -102,42 +102,6 @@ def nats_per_token(model: PreTrainedModel, ids: torch.Tensor | None, window: int
     return total / count
 
 
-def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfig | None:
-    """The config of our model type with the sizes of a vanilla one; None where the architecture has no such type.
-
-    Raises:
-        ValueError: a norm flag is outside its domain.
-    """
-    kind = config.model_type if config.model_type.startswith("ibnorm_") else f"ibnorm_{config.model_type}"
-    if kind not in CONFIG_MAPPING:
-        return None
-    sizes = {k: v for k, v in config.to_dict().items() if k not in _NOT_CARRIED}
-    return CONFIG_MAPPING[kind](**{**sizes, **flags})
-
-
-def _load(source: str) -> tuple[PreTrainedModel, Any, torch.dtype]:
-    path = Path(source)
-    options: dict[str, Any] = {}
-    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists()):
-        files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-        if len(files) != 1:
-            raise UserError(f"{source} holds no model: neither config.json nor exactly one .gguf file is there")
-        source, options = str(files[0].parent), {"gguf_file": files[0].name}
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        name = (config.architectures or [""])[0]
-        cls = getattr(transformers, name, None) or getattr(ibnorm_hf, name, None) or transformers.AutoModelForCausalLM
-        model = cls.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise UserError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, TypeError):
-        tokenizer = None
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return model, tokenizer, stored
-
-
 def _tokens(tokenizer: Any, text: str | Path | None, max_tokens: int) -> torch.Tensor | None:
     if text is None:
         return None
@@ -152,32 +116,6 @@ def _tokens(tokenizer: Any, text: str | Path | None, max_tokens: int) -> torch.T
     if len(ids) < 2:
         raise UserError(f"text {text} is too short to score; name a longer one")
     return ids
-
-
-def _save(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    target: Path,
-    norm_type: str,
-    norm_lambda: float | list[float] | None,
-    norm_order: str,
-    dtype: torch.dtype,
-) -> str | None:
-    norms = {"norm_type": norm_type, "norm_lambda": norm_lambda, "norm_order": norm_order}
-    config = registered_config(model.config, **norms)
-    vanilla = type(model).__name__
-    cls = getattr(ibnorm_hf, vanilla if vanilla.startswith("IBNorm") else f"IBNorm{vanilla}", None)
-    if config is None or cls is None:
-        return None
-    converted = cls(config)
-    # The bias that a host norm had and the registered type's default lacks would be lost in silence otherwise.
-    converted.load_state_dict(model.state_dict())
-    if getattr(model, "generation_config", None) is not None:
-        converted.generation_config = model.generation_config
-    converted.to(dtype).save_pretrained(target)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(target)
-    return cls.__name__
 
 
 def _write_report(conversion: Conversion, source: str, target: Path) -> None:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrained checkpoints: found, loaded in fp32, and put into the registered type of their architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import ibnorm_hf
+
+from . import registration  # noqa: F401 (the console script does not register by itself)
+from .errors import UserError
+
+# Belong to the vanilla checkpoint, not to the architecture.
+_NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "quantization_config")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in fp32, its tokenizer (None: it has none), and the dtype it is stored in."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    dtype: torch.dtype
+
+
+def load_pretrained(source: str) -> Pretrained:
+    """Load whatever transformers loads: a folder, a Hub id, or a GGUF file (alone in its folder, or named).
+
+    Raises:
+        UserError: nothing there, or transformers cannot load it.
+    """
+    where, options = _locate(source)
+    config = load_config(source)
+    name = (config.architectures or [""])[0]
+    cls = getattr(transformers, name, None) or getattr(ibnorm_hf, name, None) or AutoModelForCausalLM
+    try:
+        model = cls.from_pretrained(where, dtype=torch.float32, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise _not_loaded(source, error) from None
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return Pretrained(model, load_tokenizer(source), stored)
+
+
+def load_config(source: str) -> PreTrainedConfig:
+    """The config of a pretrained model, without its weights. Raises UserError as ``load_pretrained`` does."""
+    where, options = _locate(source)
+    try:
+        return AutoConfig.from_pretrained(where, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise _not_loaded(source, error) from None
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer beside a pretrained model; None where there is none."""
+    where, options = _locate(source)
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfig | None:
+    """The config of our model type with the sizes of a vanilla one; None where the architecture has no such type.
+
+    Raises:
+        ValueError: a norm flag is outside its domain.
+    """
+    kind = config.model_type if config.model_type.startswith("ibnorm_") else f"ibnorm_{config.model_type}"
+    if kind not in CONFIG_MAPPING:
+        return None
+    sizes = {k: v for k, v in config.to_dict().items() if k not in _NOT_CARRIED}
+    return CONFIG_MAPPING[kind](**{**sizes, **flags})
+
+
+def as_registered(model: PreTrainedModel, config: PreTrainedConfig | None) -> PreTrainedModel | None:
+    """The weights of a model whose norms were replaced, in the class of our model type; None where there is none.
+
+    Raises:
+        RuntimeError: a weight would be lost, e.g. the bias of a host norm under ``norm_bias=False``.
+    """
+    name = type(model).__name__
+    cls = getattr(ibnorm_hf, name if name.startswith("IBNorm") else f"IBNorm{name}", None)
+    if config is None or cls is None:
+        return None
+    converted: PreTrainedModel = cls(config)
+    converted.load_state_dict(model.state_dict())
+    if getattr(model, "generation_config", None) is not None:
+        converted.generation_config = model.generation_config
+    return converted
+
+
+def _locate(source: str) -> tuple[str, dict[str, Any]]:
+    path = Path(source)
+    if path.suffix != ".gguf" and (not path.is_dir() or (path / "config.json").exists()):
+        return source, {}
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    if len(files) != 1:
+        raise UserError(f"{source} holds no model: neither config.json nor exactly one .gguf file is there")
+    return str(files[0].parent), {"gguf_file": files[0].name}
+
+
+def _not_loaded(source: str, error: Exception) -> UserError:
+    return UserError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}")

@@ -2,8 +2,8 @@
 """The one mechanism: swap the norms of a model in place, say what was changed, and undo it."""
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 
 from .batch_norms import BatchAreaNorm, IBBatchNorm2d, NormalBatchNorm2d
 from .channel_norms import ChannelFirst, DynamicTanh2d, IBNorm2d, LayerNorm2d, NormalNorm2d, RMSNorm2d
+from .functional import check_lambda
 from .norms import DynamicTanh, IBNorm, NormalNorm, RMSNorm, TokenNorm, check_norm_flags, check_norm_type, create_norm
+from .wrappers import plain_path, unwrapped
 
 # What a norm computes, by family; a swap between families changes the function, and the report says how.
 _MEANING = {
@@ -43,7 +45,10 @@ _HOOKS = (
 
 @dataclass(frozen=True)
 class NormReplacement:
-    """One swapped norm: where, what stood there, what stands there, and which parameters and buffers went over."""
+    """One swapped norm: where, what stood there, what stands there, and which parameters and buffers went over.
+
+    ``copies`` holds (old, new) of the copies that PEFT adapters train; in all of them the same went over.
+    """
 
     path: str
     old: nn.Module = field(repr=False)
@@ -52,6 +57,7 @@ class NormReplacement:
     dropped: tuple[str, ...]
     created: tuple[str, ...]
     change: str
+    copies: tuple[tuple[nn.Module, nn.Module], ...] = field(default=(), repr=False)
 
     @property
     def old_class(self) -> str:
@@ -100,6 +106,8 @@ def replace_norms(
     Running statistics that mean the same are copied; those of IBNorm over a batch are of compressed activations, so
     they start anew, and a converted model needs training batches before it is evaluated: the report says so.
     A module used at several paths stays one module. The model is untouched when an error is raised.
+    Under PEFT, where an adapter trains a copy of a norm, original and copy are swapped alike and count as one norm,
+    and a parameter that the new norm creates is trained exactly where the old norm was.
 
     Args:
         model: any module, usually a transformers model. Norms are recognised by what they compute, not by name:
@@ -108,7 +116,7 @@ def replace_norms(
         norm_lambda: one number, or one a norm in module order; None takes the variant's default.
         norm_order, norm_affine: as in ``create_norm``.
         norm_bias: None gives a bias exactly where the old norm had one.
-        exclude: paths, or the last parts of paths (``"q_norm"``), to leave alone.
+        exclude: paths, or the last parts of paths (``"q_norm"``), to leave alone; without the parts that PEFT adds.
 
     Raises:
         ValueError: an unknown norm_type, a flag outside its domain, no norm found, a module that looks like a norm and
@@ -117,33 +125,75 @@ def replace_norms(
     norm_type = check_norm_type(norm_type, "batch")  # each site has its own area and is checked for it below
     sites = _find_norms(model, exclude)
     lambdas = _one_each(norm_lambda, len(sites))
-    swaps = {}
-    for (path, old, family), lam in zip(sites, lambdas, strict=True):
-        check_norm_flags(norm_type, lam, norm_order, _area(old))
-        swaps[id(old)] = _swap(path, old, family, norm_type, lam, norm_order, norm_affine, norm_bias)
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if id(module) in swaps:
-            _set_module(model, path, swaps[id(module)].new)
-    return ReplacementReport(norm_type, tuple(swaps.values()))
+    swaps = []
+    for (path, modules, family), lam in zip(sites, lambdas, strict=True):
+        check_norm_flags(norm_type, lam, norm_order, _area(modules[0]))
+        first, *rest = (_swap(path, old, family, norm_type, lam, norm_order, norm_affine, norm_bias) for old in modules)
+        swaps.append(replace(first, copies=tuple((r.old, r.new) for r in rest)))
+    _put_in_place(model, {id(old): new for r in swaps for old, new in _pairs(r)})
+    return ReplacementReport(norm_type, tuple(swaps))
 
 
 def restore_norms(model: nn.Module, report: ReplacementReport) -> None:
     """Undo ``replace_norms``: the original modules return, with whatever values the carried parameters have by now.
 
+    A copy that a PEFT adapter made after the swap gets a copy of the original module, with its own parameters.
+
     Raises:
         ValueError: a norm of the report is no longer in the model.
     """
-    places = {id(module): path for path, module in model.named_modules()}
+    norms = [modules for _, modules in iter_norms(model)]
+    at = {id(module): modules for modules in norms for module in modules}
+    old_of = {}
     for r in report.replacements:
-        if id(r.new) not in places:
+        olds = {id(new): old for old, new in _pairs(r)}
+        modules = next((at[new] for new in olds if new in at), None)
+        if modules is None:
             raise ValueError(f"'{r.path}' no longer holds the {r.new_class} of this report; nothing was restored.")
-    old_of = {id(r.new): r for r in report.replacements}
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if id(module) in old_of:
-            old = old_of[id(module)].old
+        for module in modules:
+            old_of[id(module)] = old = olds.get(id(module)) or _copy_with_parameters(r, module)
             _move_tensors(old, like=next(module.parameters(), None))
             old.train(module.training)
-            _set_module(model, path, old)
+    _put_in_place(model, old_of)
+
+
+def iter_norms(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Every norm of ``model`` in module order: its path, and the modules that stand there.
+
+    There is one module a norm, except under PEFT, where the frozen original comes first and is followed by the copy
+    of each adapter that trains the norm; the path is then that of the model without PEFT.
+    """
+    base = unwrapped(model)
+    norms: dict[str, list[nn.Module]] = {}
+    for path, module in base.named_modules():
+        if _looks_like_norm(module):
+            norms.setdefault(plain_path(base, path), []).append(module)
+    yield from norms.items()
+
+
+def set_norm_lambda(model: nn.Module, norm_lambda: float | Sequence[float]) -> None:
+    """Give the IBNorms of ``model`` another lambda, in the modules and, where it has the field, in ``model.config``.
+
+    Args:
+        model: a model with IBNorms, or one around it of PEFT, whose copies of a norm are set alike.
+        norm_lambda: one number, or one an IBNorm in module order.
+
+    Raises:
+        ValueError: a number outside its domain, a list of the wrong length, or no IBNorm; nothing is changed then.
+    """
+    norms = [modules for _, modules in iter_norms(model) if isinstance(modules[0], IBNorm | IBBatchNorm2d)]
+    if not norms:
+        raise ValueError(f"{type(model).__name__} has no IBNorm whose lambda could be set.")
+    each = norm_lambda if isinstance(norm_lambda, Sequence) else [norm_lambda] * len(norms)
+    lambdas = [check_lambda(value) for value in each]
+    if len(lambdas) != len(norms):
+        raise ValueError(f"norm_lambda lists {len(lambdas)} values, but the model has {len(norms)} IBNorms.")
+    for modules, value in zip(norms, lambdas, strict=True):
+        for module in modules:
+            module.norm_lambda = value  # type: ignore[assignment]
+    config: Any = getattr(unwrapped(model), "config", None)
+    if hasattr(config, "norm_lambda"):
+        config.norm_lambda = lambdas[0] if len(set(lambdas)) == 1 else lambdas
 
 
 def assert_norms(model: nn.Module, norm_type: str | None = None) -> None:
@@ -157,11 +207,8 @@ def assert_norms(model: nn.Module, norm_type: str | None = None) -> None:
     """
     norm_type = norm_type or getattr(getattr(model, "config", None), "norm_type", None)
     expected = None if norm_type is None else check_norm_type(norm_type, "batch")
-    count = 0
-    for path, module in model.named_modules():
-        if not _looks_like_norm(module):
-            continue
-        count += 1
+    norms = [(path, module) for path, modules in iter_norms(model) for module in modules]
+    for path, module in norms:
         home = next((cls for cls in _OUR_FORWARD if isinstance(module, cls)), None)
         rebound = "forward" in vars(module) and not hasattr(module, "_hf_hook")
         if rebound or (home is not None and type(module).forward is not _OUR_FORWARD[home]):
@@ -171,7 +218,7 @@ def assert_norms(model: nn.Module, norm_type: str | None = None) -> None:
             )
         if expected is not None and norm_name(module) != expected:
             raise RuntimeError(f"'{path}' is {norm_name(module) or type(module).__name__}, expected {expected}.")
-    if not count:
+    if not norms:
         raise RuntimeError(f"{type(model).__name__} has no norm to check.")
 
 
@@ -192,15 +239,17 @@ def _looks_like_norm(module: nn.Module) -> bool:
     return by_name and not any(True for _ in module.children())
 
 
-def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, nn.Module, str]]:
+def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, list[nn.Module], str]]:
     kinds: dict[Any, str | None] = {}
     sites = []
-    paths = [path for path, _ in model.named_modules()]
+    base = unwrapped(model)
+    paths = [plain_path(base, path) for path, _ in base.named_modules() if path]
     for e in exclude:
         if not any(path == e or path.endswith(f".{e}") for path in paths):
             raise ValueError(f"exclude names '{e}', but {type(model).__name__} has no such module.")
-    for path, module in model.named_modules():
-        if not _looks_like_norm(module) or any(path == e or path.endswith(f".{e}") for e in exclude):
+    for path, modules in iter_norms(model):
+        module = modules[0]
+        if any(path == e or path.endswith(f".{e}") for e in exclude):
             continue
         if not path:
             raise ValueError(f"{type(module).__name__} is itself a norm; use create_norm, or name the model around it.")
@@ -213,7 +262,7 @@ def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, nn.
                 f"'{path}' ({type(module).__name__}) looks like a norm but is neither LayerNorm nor RMSNorm over the "
                 f"last dimension, nor BatchNorm2d; name it in exclude=['{path}'] to leave it as it is."
             )
-        sites.append((path, module, family))
+        sites.append((path, modules, family))
     if not sites:
         raise ValueError(f"{type(model).__name__} has no norm to replace.")
     return sites
@@ -318,6 +367,9 @@ def _swap(
         carried += _carry_statistics(old, new)
     _carry_hooks(old, new)
     new.train(old.training)
+    if like is not None:
+        for name in after.keys() - set(carried):
+            after[name].requires_grad_(like.requires_grad)  # what was frozen stays frozen
     existed = [*before, *(name for name, _ in old.named_buffers())]
     exist = [*after, *(name for name, _ in new.named_buffers())]
     created = tuple(name for name in exist if name not in carried)
@@ -379,6 +431,19 @@ def _move_tensors(module: nn.Module, like: torch.Tensor | None) -> None:
         module.to(device=like.device, dtype=like.dtype)
 
 
-def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+def _pairs(r: NormReplacement) -> list[tuple[nn.Module, nn.Module]]:
+    return [(r.old, r.new), *r.copies]
+
+
+def _copy_with_parameters(r: NormReplacement, module: nn.Module) -> nn.Module:
+    old = copy.deepcopy(r.old)
+    for name in r.carried:
+        setattr(old, name, getattr(module, name))
+    return old
+
+
+def _put_in_place(model: nn.Module, new_of: dict[int, nn.Module]) -> None:
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in new_of:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, new_of[id(module)])

@@ -11,6 +11,7 @@ from transformers import GPT2Config, LlamaConfig, ResNetConfig, ViTConfig
 
 from .compression import canonical_name
 from .norms import check_norm_flags
+from .peft_targets import share_peft_targets
 
 
 @dataclass(kw_only=True, repr=False)
@@ -51,6 +52,11 @@ class NormFlags:
         lambdas = self.norm_lambda if isinstance(self.norm_lambda, list) else [self.norm_lambda]
         for norm_lambda in lambdas:
             check_norm_flags(self.norm_type, norm_lambda, self.norm_order, self.norm_area)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As any config's. PEFT calls it to learn the model type, just before it looks up the modules to adapt."""
+        share_peft_targets(self.model_type)  # type: ignore[attr-defined]
+        return super().to_dict()  # type: ignore[misc, no-any-return]
 
 
 @strict

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Under PEFT the norms are found, swapped and set in every copy."""
+"""Under PEFT our models behave as their hosts, and the norms are found, swapped and set in every copy."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from peft import LNTuningConfig, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from peft import AutoPeftModelForCausalLM, IA3Config, LNTuningConfig, LoraConfig, OSFConfig, get_peft_model
+from peft.utils import constants
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, GPT2Config, LlamaConfig
 
 from ibnorm_hf import IBNorm, IBNormLlamaConfig, IBNormLlamaForCausalLM, assert_norms, replace_norms, restore_norms
 from ibnorm_hf.modeling.replace import iter_norms, set_norm_lambda
@@ -26,11 +32,11 @@ def vanilla(kind):
     return shaken(AutoModelForCausalLM.from_config(config).eval())
 
 
-def shaken(model):
+def shaken(model, size=0.2):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
     return model
 
 
@@ -53,6 +59,27 @@ def wrapped(model, method):
     return model
 
 
+def image_classifier(kind):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"image_size": 8, "patch_size": 4}
+    if kind.endswith("resnet"):
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    torch.manual_seed(0)
+    return AutoModelForImageClassification.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+
+
+def ours(kind):
+    model = vanilla(kind)
+    sizes = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
+    registered = AutoModelForCausalLM.from_config(AutoConfig.for_model(f"ibnorm_{kind}", **sizes)).eval()
+    registered.load_state_dict(model.state_dict())
+    return registered
+
+
+def trained(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def logits(model):
     with torch.no_grad():
         return model(IDS).logits
@@ -61,8 +88,57 @@ def logits(model):
 def logits_and_gradients(model):
     out = model(IDS).logits
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {"": out, **dict(zip(trained, torch.autograd.grad(out, trained.values(), cotangent), strict=True))}
+    leaves = trained(model)
+    return {"": out, **dict(zip(leaves, torch.autograd.grad(out, leaves.values(), cotangent), strict=True))}
+
+
+@pytest.mark.parametrize("config", [LoraConfig, LNTuningConfig, IA3Config, OSFConfig])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_default_modules_are_the_hosts(kind, config):
+    assert list(trained(get_peft_model(ours(kind), config()))) == list(trained(get_peft_model(vanilla(kind), config())))
+
+
+@pytest.mark.parametrize(
+    "config, modules, count",
+    [
+        (LoraConfig, "q_proj v_proj", 8),
+        (LNTuningConfig, "layernorm_before layernorm_after layernorm", 10),
+        (IA3Config, "k_proj v_proj fc2", 6),
+        (OSFConfig, "q_proj k_proj v_proj o_proj fc1 fc2", 36),
+    ],
+)
+def test_default_modules_of_vit(config, modules, count):
+    model = get_peft_model(image_classifier("ibnorm_vit"), config())
+    assert model.active_peft_config.target_modules == set(modules.split()) and len(trained(model)) == count
+
+
+def test_resnet_has_no_default_modules_as_its_host():
+    for kind in ("resnet", "ibnorm_resnet"):
+        with pytest.raises(ValueError, match="Please specify `target_modules`"):
+            get_peft_model(image_classifier(kind), LNTuningConfig())
+
+
+def test_default_modules_need_no_order_of_imports_and_leave_a_users_alone(monkeypatch):
+    known = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    model = ours("llama")
+    monkeypatch.delitem(known, "ibnorm_llama", raising=False)  # as if PEFT were imported now
+    get_peft_model(model, LoraConfig())
+    assert known["ibnorm_llama"] == known["llama"]
+    monkeypatch.setitem(known, "ibnorm_llama", ["o_proj"])
+    assert get_peft_model(ours("llama"), LoraConfig()).active_peft_config.target_modules == {"o_proj"}
+
+
+def test_gpt2s_transposed_weights_are_recognised():
+    config = LoraConfig(init_lora_weights=False)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="Setting fan_in_fan_out to True"):
+        model = get_peft_model(ours("gpt2"), config).eval()
+    assert config.fan_in_fan_out
+    torch.manual_seed(1)
+    told = get_peft_model(ours("gpt2"), LoraConfig(init_lora_weights=False, fan_in_fan_out=True)).eval()
+    before = logits(model)
+    assert torch.equal(before, logits(told)) and not torch.allclose(before, logits(ours("gpt2")), atol=1e-2)
+    torch.testing.assert_close(logits(model.merge_and_unload()), before, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm_type, norm_bias", [("ibnorm-t", None), ("dyt", True)])
@@ -94,8 +170,8 @@ def test_a_norm_and_its_copy_are_one_norm(method):
     assert [(path, len(modules)) for path, modules in iter_norms(plain)] == [(path, 1) for path in PATHS]
     model = wrapped(plain, method)
     assert [(path, len(modules)) for path, modules in iter_norms(model)] == [(path, 2) for path in PATHS]
-    for _, (original, trained) in iter_norms(model):
-        assert trained.weight.requires_grad and not original.weight.requires_grad
+    for _, (original, tuned) in iter_norms(model):
+        assert tuned.weight.requires_grad and not original.weight.requires_grad
     report = replace_norms(model, "ibnorm-l", norm_lambda=[1, 2, 3], exclude=["model.norm", PATHS[2]])
     assert [r.path for r in report.replacements] == [PATHS[0], PATHS[1], PATHS[3]]
     assert [[m.norm_lambda for m in modules if isinstance(m, IBNorm)] for _, modules in iter_norms(model)] == [
@@ -134,8 +210,8 @@ def test_restore_undoes_a_swap_made_before_or_after_wrapping(method):
 def test_assert_norms_names_a_patched_copy(method):
     model = wrapped(vanilla("llama"), method)
     replace_norms(model, "ibnorm-l")
-    trained = dict(iter_norms(model))["model.norm"][1]
-    trained.forward = trained.weight.mul
+    tuned = dict(iter_norms(model))["model.norm"][1]
+    tuned.forward = tuned.weight.mul
     with pytest.raises(RuntimeError, match=r"The forward of 'model.norm' \(IBNorm\) was replaced"):
         assert_norms(model)
 
@@ -157,3 +233,62 @@ def test_set_norm_lambda_reaches_every_copy_and_the_config(method):
     assert base.config.norm_lambda == 7.0 and {m.norm_lambda for _, ms in iter_norms(model) for m in ms} == {7.0}
     with pytest.raises(ValueError, match="LlamaForCausalLM has no IBNorm"):
         set_norm_lambda(vanilla("llama"), 1)
+
+
+WITHOUT_PEFT = """
+import sys
+sys.modules["peft"] = None
+import torch
+import ibnorm_hf
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+assert type(model).__name__ == "IBNormLlamaForCausalLM" and model.model.norm.norm_lambda == 2.5
+torch.save(model(torch.arange(12).view(2, 6)).logits.detach(), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", "ln"])
+def test_trained_saved_loaded_and_merged(method, tmp_path):
+    sizes = LLAMA | {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 3}
+    base = shaken(IBNormLlamaForCausalLM(IBNormLlamaConfig(**sizes, norm_lambda=2.5)).eval(), 0.01)
+    base.save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = LoraConfig(modules_to_save=NORMS["llama"]) if method == "lora" else LNTuningConfig()
+    config.task_type = "CAUSAL_LM"
+    model = get_peft_model(model, config)
+    starts = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
+    losses = []
+    for _ in range(4):
+        loss = model(IDS, labels=IDS).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(p, starts[name]) != p.requires_grad for name, p in model.named_parameters())
+    model.eval().save_pretrained(tmp_path / "adapter")
+    # The base has hardly any vocabulary, which only makes its file smaller.
+    weights = (tmp_path / "base" / "model.safetensors").stat().st_size
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 0.02 * weights
+
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert isinstance(again.get_base_model(), IBNormLlamaForCausalLM)
+    assert {m.norm_lambda for _, modules in iter_norms(again) for m in modules} == {2.5}
+    adapted = logits(model)
+    assert torch.equal(logits(again), adapted)
+
+    tuned = [modules[1].weight.detach().clone() for _, modules in iter_norms(again)]
+    merged = again.merge_and_unload()
+    norms = list(iter_norms(merged))
+    assert [path for path, _ in norms] == list(dict(iter_norms(base)))
+    assert all(len(modules) == 1 for _, modules in norms)
+    assert all(torch.equal(modules[0].weight, weight) for (_, modules), weight in zip(norms, tuned, strict=True))
+    torch.testing.assert_close(logits(merged), adapted, rtol=0, atol=0 if method == "ln" else 1e-5)
+    merged.save_pretrained(tmp_path / "merged")
+    with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as there:
+        assert set(there.keys()) == set(base.state_dict())
+    command = [sys.executable, "-c", WITHOUT_PEFT, str(tmp_path / "merged"), str(tmp_path / "logits.pt")]
+    # As many threads as here: sums split otherwise round otherwise.
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), logits(merged))

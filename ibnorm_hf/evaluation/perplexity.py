@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
@@ -24,9 +23,9 @@ from transformers import AutoModelForCausalLM
 
 from .. import registration  # noqa: F401
 from ..errors import UserError
+from ..packed import COLUMN, IGNORED, unpack
 from .target import Target, read_json, write_json
 
-COLUMN = "input_ids"
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,7 +57,7 @@ def perplexity_of_run(
         data = data.select(range(min(len(data), max(1, int(options.limit)))))
     model = _load(target, options.dtype).to(device).eval()
     rows = model.get_input_embeddings().weight.shape[0]
-    highest = max(int(np.max(batch[COLUMN])) for batch in data.iter(batch_size=256))
+    highest = max(int(unpack(batch[COLUMN])[0].max()) for batch in data.iter(batch_size=256))
     if highest >= rows:
         raise UserError(
             f"the blocks hold token {highest} and the model's embedding {rows} rows; they are another run's"
@@ -83,13 +82,12 @@ def token_nats(
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     mine = range(rank, len(blocks), world)
     for start in range(0, len(mine), batch_size):
-        ids = np.asarray(blocks[list(mine[start : start + batch_size])][COLUMN]).astype(np.int64)
-        batch = torch.from_numpy(ids).to(device)
+        ids, labels = (part.to(device) for part in unpack(blocks[list(mine[start : start + batch_size])][COLUMN]))
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            logits = model(input_ids=batch, use_cache=False).logits
-        for row, row_ids in zip(logits, batch, strict=True):
-            nats = F.cross_entropy(row[:-1].float(), row_ids[1:], reduction="none").double().sum()
-            totals += torch.stack((nats, torch.tensor(len(row_ids) - 1.0, dtype=torch.float64, device=device)))
+            logits = model(input_ids=ids, use_cache=False).logits
+        for row, targets in zip(logits, labels[:, 1:], strict=True):
+            nats = F.cross_entropy(row[:-1].float(), targets, reduction="none").double().sum()
+            totals += torch.stack((nats, targets.ne(IGNORED).sum().double()))
     return totals
 
 

@@ -55,6 +55,14 @@ class DataArguments:
         metadata={"help": "Split of a Hub data set to validate on; null holds out pieces of the training split."},
     )
     text_column: str = field(default="text", metadata={"help": "Column or key that holds the text."})
+    prompt_column: str | None = field(
+        default=None,
+        metadata={"help": "Column or key of prompts, which are read but not predicted; goes with completion_column."},
+    )
+    completion_column: str | None = field(
+        default=None,
+        metadata={"help": "Column or key of the text that follows a prompt; the loss falls on its tokens alone."},
+    )
     tokenizer: str = field(
         default="train",
         metadata={"help": "`train` a byte-level BPE on the corpus, or a tokenizer's folder or Hub name."},
@@ -133,6 +141,7 @@ REFUSED_KEYS = {
     "dataloader_drop_last": "the sampler yields exactly the samples of max_steps steps",
     "hub_token": "secrets do not belong into recipes; log in with `hf auth login`",
     "remove_unused_columns": "packed blocks hold no column to remove",
+    "average_tokens_across_devices": "a step's loss is the mean over its tokens, whatever the number of processes",
     "save_only_model": "such a checkpoint cannot be resumed",
     "per_gpu_train_batch_size": "use per_device_train_batch_size",
 }

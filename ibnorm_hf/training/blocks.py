@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
+from ..packed import COLUMN
 from .errors import UserError
 from .paths import file_sha256, sync_file, sync_folder
-
-COLUMN = "input_ids"
 
 
 @dataclass
@@ -33,16 +32,16 @@ class BlockWriter:
     dtype: np.dtype
     max_blocks: int | None = None
     shards: list[dict[str, Any]] = field(default_factory=list)
-    text_bytes: int = 0  # UTF-8 bytes of all text seen, and the tokens they became: the ratio gives bits per byte
+    text_bytes: int = 0  # UTF-8 bytes of all text to predict, and the tokens they became: together bits per byte
     text_tokens: int = 0
+    pending_tokens: int = 0  # held in memory, and not yet written
     _pending: list[np.ndarray] = field(default_factory=list)
-    _pending_tokens: int = 0
     _written_blocks: int = 0
 
     @property
     def pending_blocks(self) -> int:
         """Whole blocks held in memory."""
-        return self._pending_tokens // self.block_size
+        return self.pending_tokens // self.block_size
 
     @property
     def blocks(self) -> int:
@@ -56,13 +55,14 @@ class BlockWriter:
         return self.max_blocks is not None and self.blocks >= self.max_blocks
 
     def add(self, tokens: Sequence[int] | np.ndarray, text_bytes: int) -> None:
-        """Append the tokens of a text of ``text_bytes`` bytes; ignored once full."""
+        """Append the tokens of a text of ``text_bytes`` bytes; ignored once full. Masked tokens belong to no text."""
         if self.full or len(tokens) == 0:
             return
-        self._pending.append(np.asarray(tokens, dtype=self.dtype))
-        self._pending_tokens += len(tokens)
+        stored = np.asarray(tokens, dtype=self.dtype)
+        self._pending.append(stored)
+        self.pending_tokens += len(stored)
         self.text_bytes += text_bytes
-        self.text_tokens += len(tokens)
+        self.text_tokens += int(np.count_nonzero(stored >= 0))
 
     def flush(self) -> None:
         """Write all whole blocks held as one more shard; no-op without any."""
@@ -77,7 +77,7 @@ class BlockWriter:
         _write_shard(path, stream[: count * self.block_size], self.block_size)
         self.shards.append({"file": name, "blocks": count, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
         self._written_blocks += count
-        self._pending, self._pending_tokens = [rest], len(rest)
+        self._pending, self.pending_tokens = [rest], len(rest)
 
     def state(self) -> dict[str, Any]:
         """Plain values that `restore` understands; call it right after `flush`."""
@@ -95,7 +95,7 @@ class BlockWriter:
         self.shards, self._written_blocks = list(state["shards"]), state["written"]
         self.text_bytes, self.text_tokens = state["text_bytes"], state["text_tokens"]
         rest = np.asarray(state["rest"], dtype=self.dtype)
-        self._pending, self._pending_tokens = [rest], len(rest)
+        self._pending, self.pending_tokens = [rest], len(rest)
 
 
 def _write_shard(path: Path, tokens: np.ndarray, block_size: int) -> None:
@@ -131,7 +131,7 @@ def load_blocks(folder: Path, shards: list[dict[str, Any]], *, check: bool = Fal
 
 
 def blocks_sha256(blocks: Dataset) -> str:
-    """Hex digest of the tokens of all blocks, independent of how they were sharded."""
+    """Hex digest of the tokens of all blocks, as they are stored, independent of how they were sharded."""
     checksum = hashlib.sha256()
     for batch in blocks.iter(batch_size=256):
         checksum.update(np.ascontiguousarray(batch[COLUMN], dtype="<i4").tobytes())

@@ -16,6 +16,7 @@ import numpy as np
 from datasets import Dataset
 from filelock import FileLock
 
+from ..packed import mask
 from .arguments import DataArguments
 from .blocks import BlockWriter, blocks_sha256, load_blocks
 from .encode import Encoder
@@ -59,7 +60,7 @@ class HeldOut:
     def take(self, piece: Piece) -> tuple[bool, bool]:
         """(is validation, is the last piece of its run) of the next piece."""
         held = bool(self.period) and self.run % self.period == self.period // 2
-        self.chars += len(piece.text)
+        self.chars += piece.chars
         last = bool(self.period) and self.chars >= self.run_chars
         if last:
             self.run, self.chars = self.run + 1, 0
@@ -119,7 +120,7 @@ def _training_texts(data: DataArguments) -> Iterator[str]:
     held_out = HeldOut(None if data.validation_split else data.validation_fraction, source.size_hint())
     for piece, _ in source.pieces():
         if not held_out.take(piece)[0]:
-            yield piece.text
+            yield from piece.texts
 
 
 def _load(folder: Path, tokenizer: Any, check: bool) -> PreparedData:
@@ -139,7 +140,9 @@ class _Materializer:
 
     def __init__(self, folder: Path, tokenizer: Any, data: DataArguments, budget: int | None, say: Say) -> None:
         self.folder, self.tokenizer, self.say = folder, tokenizer, say
-        dtype = np.dtype("uint16" if len(tokenizer) <= 1 << 16 else "int32")
+        self.prompts = data.prompt_column is not None
+        # Masked tokens are negative.
+        dtype = np.dtype("uint16" if len(tokenizer) <= 1 << 16 and not self.prompts else "int32")
         size = data.block_size
         train_blocks = None if budget is None else max(1, budget // size)
         self.workers = data.prepare_workers
@@ -147,7 +150,7 @@ class _Materializer:
         self.validation = BlockWriter(folder, "validation", size, dtype, data.validation_tokens // size)
         self.progress = folder / "progress.json"
         self.started = self.spoken = time.monotonic()
-        self.documents = 0
+        self.documents = self.prompts_shortened = 0
 
     def read(self, source: Source, held_out: HeldOut, only: BlockWriter | None = None) -> None:
         """Read a source to its end or until enough is written. ``only`` sends every piece to one writer."""
@@ -178,7 +181,7 @@ class _Materializer:
     def _plan(self, source: Source, batch: _Batch, ids: list[np.ndarray], encoder: Encoder) -> None:
         """Say what is coming, and refuse what the disk cannot hold, before the first byte is written."""
         size, read = source.size_hint(), batch.consumed
-        text = sum(len(piece.text) for piece in batch.pieces)
+        text = sum(piece.chars for piece in batch.pieces)
         tokens = sum(map(len, ids))
         wanted = self.train.max_blocks and self.train.max_blocks * self.train.block_size
         whole = int(tokens * size / read) if size and read else None
@@ -186,7 +189,7 @@ class _Materializer:
         if expected is None:
             return
         begin = time.perf_counter()
-        sample = [piece.text[:4096] for piece in batch.pieces[:16]]
+        sample = [text[:4096] for piece in batch.pieces[:16] for text in piece.texts]
         rate = sum(map(len, encoder(sample))) / (time.perf_counter() - begin)
         need, free = expected * self.train.dtype.itemsize, shutil.disk_usage(self.folder).free
         self.say(
@@ -202,13 +205,23 @@ class _Materializer:
 
     def _write(self, batch: list[Piece], ids: list[np.ndarray], held_out: HeldOut, only: BlockWriter | None) -> None:
         end = self.tokenizer.eos_token_id
-        for piece, tokens in zip(batch, ids, strict=True):
+        rows = iter(ids)
+        for piece in batch:
             held, last = held_out.take(piece)
             writer = only or (self.validation if held else self.train)
+            if piece.prompt is not None:
+                writer.add(mask(self._shortened(next(rows))), 0)
+            tokens = next(rows)
             # A run that ends inside a document ends it too: what follows goes elsewhere.
             if piece.ends_document or last:
                 tokens = np.append(tokens, end)
             writer.add(tokens, len(piece.text.encode("utf-8")))
+
+    def _shortened(self, prompt: np.ndarray) -> np.ndarray:
+        """The end of a prompt: so much that every block predicts something, whose first token nothing predicts."""
+        excess = max(0, len(prompt) - (self.train.block_size - 2))
+        self.prompts_shortened += excess > 0
+        return prompt[excess:]
 
     def _enough(self, held_out: HeldOut, only: BlockWriter | None) -> bool:
         if only is not None:
@@ -230,6 +243,7 @@ class _Materializer:
                 "train": self.train.state(),
                 "validation": self.validation.state(),
                 "documents": self.documents,
+                "prompts_shortened": self.prompts_shortened,
             },
         )
 
@@ -240,7 +254,7 @@ class _Materializer:
             held_out.run, held_out.chars = saved["run"]
             self.train.restore(saved["train"])
             self.validation.restore(saved["validation"])
-            self.documents = saved["documents"]
+            self.documents, self.prompts_shortened = saved["documents"], saved.get("prompts_shortened", 0)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         self.say(f"data: resuming a killed preparation after {self.train.blocks:,} blocks")
@@ -276,7 +290,7 @@ def _batches(source: Source, begin: Any) -> Iterator[tuple[list[str], _Batch]]:
     state = begin
     for piece, after in source.pieces(begin):
         held.append(piece)
-        size += len(piece.text)
+        size += piece.chars
         state = after
         if size >= BATCH_CHARS:
             yield _batch(held, state, source)
@@ -288,7 +302,7 @@ def _batches(source: Source, begin: Any) -> Iterator[tuple[list[str], _Batch]]:
 def _batch(pieces: list[Piece], state: Any, source: Source) -> tuple[list[str], _Batch]:
     # The state is taken now: with several workers the source is read ahead of what is written.
     state = state() if callable(state) else state
-    return [p.text for p in pieces], _Batch(pieces, state, source.bad_state(), source.consumed())
+    return [text for p in pieces for text in p.texts], _Batch(pieces, state, source.bad_state(), source.consumed())
 
 
 def _materialize(
@@ -297,9 +311,10 @@ def _materialize(
     partial = folder.with_name(f".{folder.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     budget = key["token_budget"]
-    upto = f"at most {budget:,} tokens ({budget * 2 / 1e6:,.0f} MB on disk)" if budget else "the whole corpus"
-    say(f"data: packing {upto} of '{data.corpus}' into blocks of {data.block_size} in {cache_root()}")
     work = _Materializer(partial, tokenizer, data, budget, say)
+    size = (budget or 0) * work.train.dtype.itemsize / 1e6
+    upto = f"at most {budget:,} tokens ({size:,.0f} MB on disk)" if budget else "the whole corpus"
+    say(f"data: packing {upto} of '{data.corpus}' into blocks of {data.block_size} in {cache_root()}")
     if data.validation_split:
         if not isinstance(source, HubSource):
             raise UserError("validation_split is for data sets on the Hub; a local corpus uses validation_fraction")
@@ -320,7 +335,7 @@ def _check_enough(work: _Materializer, data: DataArguments, source: Source) -> N
     for part, name in ((work.train, "training"), (work.validation, "validation")):
         if not part.shards:
             raise UserError(
-                f"corpus '{data.corpus}' is too small: its {name} part has {part.text_tokens} tokens, fewer than one "
+                f"corpus '{data.corpus}' is too small: its {name} part has {part.pending_tokens} tokens, fewer than one "
                 f"block of {data.block_size}; lower block_size, raise validation_fraction or give more text"
             )
 
@@ -344,6 +359,8 @@ def _finish(work: _Materializer, source: Source, folder: Path, key: dict[str, An
         "train": part(work.train),
         "validation": part(work.validation),
     }
+    if work.prompts:
+        description["prompts_shortened"] = work.prompts_shortened
     validation = load_blocks(work.folder, work.validation.shards)
     description["validation"]["sha256"] = blocks_sha256(validation)
     del validation
@@ -354,6 +371,9 @@ def _finish(work: _Materializer, source: Source, folder: Path, key: dict[str, An
     bad = description["bad_records"]
     if bad["count"]:
         say(f"data: skipped {bad['count']} unreadable records, first {', '.join(bad['first'])}")
+    if work.prompts_shortened:
+        keep = work.train.block_size - 2
+        say(f"data: kept the last {keep:,} tokens of {work.prompts_shortened:,} prompts that are longer")
     say(
         f"data: {description['train']['tokens']:,} training and {description['validation']['tokens']:,} validation "
         f"tokens, {description['train']['bytes_per_token']:.2f} bytes a token, "

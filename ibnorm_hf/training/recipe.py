@@ -277,7 +277,13 @@ def _check_values(recipe: Recipe, where: dict[str, str], default: str) -> None:
 
 
 def _text_rules(data: DataArguments) -> list[tuple[str, bool, str]]:
+    prompts = data.prompt_column is not None
     return [
+        ("prompt_column", not prompts or data.completion_column is not None, "needs completion_column beside it"),
+        ("completion_column", data.completion_column is None or prompts, "needs prompt_column beside it"),
+        ("completion_column", not prompts or data.completion_column != data.prompt_column, "is prompt_column too"),
+        ("text_column", not prompts or data.text_column == "text", "and prompt_column exclude each other"),
+        ("prompt_column", not prompts or data.corpus != "embedded", "needs columns: the embedded corpus has none"),
         ("block_size", data.block_size > 1, "must be at least 2"),
         ("token_budget", data.token_budget is None or data.token_budget >= data.block_size, "must hold a block"),
         ("validation_tokens", data.validation_tokens >= data.block_size, "must hold at least one block"),

@@ -13,7 +13,7 @@ import json
 import lzma
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ from .errors import UserError
 from .paths import digest
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+_RECORDS = (".jsonl", ".json", ".parquet")
 _PACKERS = (".gz", ".xz")
 MAX_LINE_BYTES = 16 << 20  # a longer line is damage, not text
 MAX_PIECE_CHARS = 1 << 16  # long documents are read in pieces of about this size
@@ -31,10 +32,24 @@ MAX_PIECE_CHARS = 1 << 16  # long documents are read in pieces of about this siz
 
 @dataclass
 class Piece:
-    """A stretch of text; ``ends_document`` tells whether the next piece belongs to another document."""
+    """A stretch of text; ``ends_document`` tells whether the next piece belongs to another document.
+
+    ``prompt`` is text before it that is read but not predicted.
+    """
 
     text: str
     ends_document: bool
+    prompt: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """What is to be tokenized, each by itself: the prompt, if there is one, and the text."""
+        return [self.text] if self.prompt is None else [self.prompt, self.text]
+
+    @property
+    def chars(self) -> int:
+        """Characters of all `texts`."""
+        return sum(map(len, self.texts))
 
 
 @dataclass
@@ -67,6 +82,7 @@ class Source(ABC):
     def __init__(self, data: DataArguments) -> None:
         self.data = data
         self.bad = BadRecords(data.max_bad_records)
+        self.columns = text_columns(data)
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -88,6 +104,27 @@ class Source(ABC):
         """How many of the bytes of `size_hint` have been read; None if unknown."""
         return None
 
+    def column_mark(self) -> Any:
+        """What a fingerprint holds of the columns."""
+        return self.data.text_column if len(self.columns) == 1 else list(self.columns)
+
+    def missing_column(self, names: Sequence[str]) -> str | None:
+        """Which columns ``names`` lack, as the rest of a sentence; None if they are all there."""
+        for key, column in self.columns.items():
+            if column not in names:
+                return f"has no column '{column}', only {', '.join(names[:8])}; set {key}"
+        return None
+
+    def read_record(self, record: Any, where: str) -> Iterator[Piece]:
+        """The piece of a record, which maps columns to values; a bad record is counted and yields none."""
+        values: list[Any] = [record.get(c) if isinstance(record, dict) else None for c in self.columns.values()]
+        prompt, text = (None, values[0]) if len(values) == 1 else values
+        fault = record_fault(text) if len(values) == 1 else prompt_fault(prompt, text)
+        if fault:
+            self.bad.add(where, fault)
+        else:
+            yield Piece(text, True, prompt)
+
     def bad_state(self) -> dict[str, Any]:
         """The counts of bad records as plain values."""
         return {"counts": dict(self.bad.counts), "first": list(self.bad.first)}
@@ -105,6 +142,12 @@ class FileSource(Source):
         self.path = path
         self.separator = separator  # a line that ends a document inside a text file
         self.files = _find_files(path)
+        plain = [f for f in self.files if _kind(f) not in _RECORDS]
+        if plain and data.prompt_column is not None:
+            raise UserError(
+                f"corpus file {plain[0]} is plain text and has no columns; prompt_column and completion_column are for "
+                "jsonl, parquet and data sets on the Hub"
+            )
         self._consumed: int | None = None
         self._before = 0  # bytes of the files before the one that is read
 
@@ -115,7 +158,7 @@ class FileSource(Source):
         return self._consumed
 
     def fingerprint(self) -> str:
-        return digest(["files", self.data.text_column, self.separator, [_file_mark(f, self.path) for f in self.files]])
+        return digest(["files", self.column_mark(), self.separator, [_file_mark(f, self.path) for f in self.files]])
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "files", "path": str(self.path), "files": len(self.files), "bytes_on_disk": self.size_hint()}
@@ -170,7 +213,7 @@ class FileSource(Source):
             except (ValueError, RecursionError):
                 self.bad.add(where, "malformed JSON")
                 continue
-            yield from self._record(record.get(self.data.text_column) if isinstance(record, dict) else None, where)
+            yield from self.read_record(record, where)
 
     def _read_parquet(self, path: Path) -> Iterator[Piece]:
         import pyarrow as pa
@@ -178,25 +221,15 @@ class FileSource(Source):
 
         try:
             file = pq.ParquetFile(path)
-            if self.data.text_column not in file.schema_arrow.names:
-                raise UserError(
-                    f"corpus file {path} has no column '{self.data.text_column}', only "
-                    f"{', '.join(file.schema_arrow.names[:8])}; set text_column"
-                )
+            if missing := self.missing_column(file.schema_arrow.names):
+                raise UserError(f"corpus file {path} {missing}")
             number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[self.data.text_column]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(batch_size=256, columns=list(self.columns.values())):
+                for record in batch.to_pylist():
                     number += 1
-                    yield from self._record(value, f"{path}:{number}")
+                    yield from self.read_record(record, f"{path}:{number}")
         except pa.ArrowException as error:
             raise UserError(f"corpus file {path} is damaged or unreadable: {error}") from None
-
-    def _record(self, text: Any, where: str) -> Iterator[Piece]:
-        reason = record_fault(text)
-        if reason:
-            self.bad.add(where, reason)
-        else:
-            yield Piece(text, True)
 
     def _lines(self, path: Path) -> Iterator[tuple[int, str]]:
         """Decoded lines with their numbers; bad ones are counted and left out."""
@@ -232,7 +265,7 @@ class HubSource(Source):
 
     def fingerprint(self) -> str:
         data = self.data
-        return digest(["hub", data.corpus, data.corpus_config, self.split, data.corpus_revision, data.text_column])
+        return digest(["hub", data.corpus, data.corpus_config, self.split, data.corpus_revision, self.column_mark()])
 
     def describe(self) -> dict[str, Any]:
         data = self.data
@@ -249,13 +282,9 @@ class HubSource(Source):
         if state is not None:
             stream.load_state_dict(state)
         for number, record in enumerate(stream):
-            text = record.get(self.data.text_column)
-            reason = record_fault(text)
-            if reason:
-                self.bad.add(f"{self.data.corpus} record {number}", reason)
-                continue
-            # The state is a nested mapping: taking it for every record would cost more than reading.
-            yield Piece(text, True), stream.state_dict
+            for piece in self.read_record(record, f"{self.data.corpus} record {number}"):
+                # The state is a nested mapping: taking it for every record would cost more than reading.
+                yield piece, stream.state_dict
 
     def _open(self) -> Any:
         from datasets import load_dataset
@@ -271,12 +300,16 @@ class HubSource(Source):
                 f"corpus '{data.corpus}' is neither a local path nor a data set that could be opened: {reason}; "
                 "check the name, corpus_config, corpus_split and the network"
             ) from None
-        if stream.column_names and data.text_column not in stream.column_names:
-            raise UserError(
-                f"corpus '{data.corpus}' has no column '{data.text_column}', only {', '.join(stream.column_names)}; "
-                "set text_column"
-            )
+        if stream.column_names and (missing := self.missing_column(stream.column_names)):
+            raise UserError(f"corpus '{data.corpus}' {missing}")
         return stream
+
+
+def text_columns(data: DataArguments) -> dict[str, str]:
+    """Columns that hold the text of a record, by the keys that name them: one, or prompt and completion."""
+    if data.prompt_column is None or data.completion_column is None:
+        return {"text_column": data.text_column}
+    return {"prompt_column": data.prompt_column, "completion_column": data.completion_column}
 
 
 def record_fault(text: Any) -> str | None:
@@ -296,6 +329,15 @@ def record_fault(text: Any) -> str | None:
     except UnicodeEncodeError:
         return "lone surrogate"  # JSON can spell what no text contains
     return None
+
+
+def prompt_fault(prompt: Any, completion: Any) -> str | None:
+    """Why a prompt and its completion are no usable record, or None. A prompt may be empty, a completion not."""
+    fault = record_fault(prompt)
+    if fault and fault != "empty":
+        return f"prompt: {fault}"
+    fault = record_fault(completion)
+    return f"completion: {fault}" if fault else None
 
 
 def open_source(data: DataArguments) -> Source:

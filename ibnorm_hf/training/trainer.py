@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from .blocks import COLUMN
+from ..packed import COLUMN, IGNORED, unpack
 from .callbacks import GradientGuard, diverged
 from .decay import decay_groups
 from .errors import UserError
@@ -32,9 +32,9 @@ OWN_STATE = "ibnorm_state.json"
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Blocks -> (batch, block_size) int64 input_ids, and labels equal to them (models shift by themselves)."""
-    ids = torch.from_numpy(np.stack([row[COLUMN] for row in rows]).astype(np.int64))
-    return {"input_ids": ids, "labels": ids.clone()}
+    """Blocks -> (batch, block_size) int64 input_ids, and labels as `unpack` gives them."""
+    ids, labels = unpack(np.stack([row[COLUMN] for row in rows]))
+    return {"input_ids": ids, "labels": labels}
 
 
 class PretrainTrainer(Trainer):
@@ -141,14 +141,14 @@ class PretrainTrainer(Trainer):
         model.eval()
         for start in range(0, count, size):
             indices = [rank + world * k for k in range(start, min(start + size, count))]
-            batch = blocks[[min(i, len(blocks) - 1) for i in indices]][COLUMN]
-            ids = torch.from_numpy(np.asarray(batch).astype(np.int64)).to(self.args.device)
+            rows = blocks[[min(i, len(blocks) - 1) for i in indices]][COLUMN]
+            ids, labels = (part.to(self.args.device) for part in unpack(rows))
             weight = torch.tensor([float(i < len(blocks)) for i in indices], dtype=torch.float64, device=ids.device)
             with self.accelerator.autocast():
                 logits = model(input_ids=ids, use_cache=False).logits
-            for row, row_ids, w in zip(logits, ids, weight, strict=True):
-                nats = F.cross_entropy(row[:-1].float(), row_ids[1:], reduction="none").double().sum()
-                totals += torch.stack((w * nats, w * (len(row_ids) - 1)))
+            for row, targets, w in zip(logits, labels[:, 1:], weight, strict=True):
+                nats = F.cross_entropy(row[:-1].float(), targets, reduction="none").double().sum()
+                totals += torch.stack((w * nats, w * targets.ne(IGNORED).sum()))
         model.train(was_training)
         if world > 1:
             totals = self.accelerator.reduce(totals, "sum")

@@ -41,13 +41,13 @@ def write_card(source: str | Path, *, target: Path | None = None, model_id: str 
 
     Args:
         source: a run folder, or a model folder, whose card then has little to say.
-        target: another folder to write to.
+        target: another folder to write to; where the source holds a PEFT adapter, its export.
         model_id: how the loading examples name the model; the run's name by default.
 
     Raises:
         UserError: there is no finished model, or one of the run's files cannot be read.
     """
-    facts = read_facts(source)
+    facts = read_facts(source, merged=target)
     target = facts.model if target is None else target
     target.mkdir(parents=True, exist_ok=True)
     if facts.loss_curve is not None:
@@ -77,7 +77,7 @@ def _metadata(facts: Facts) -> ModelCardData:
         model_name=facts.name if results else None,
         eval_results=results or None,
         language="en" if embedded else None,
-        license="apache-2.0",
+        license=None if facts.base else "apache-2.0",  # what was made from another's weights has their licence
         library_name="transformers",
         pipeline_tag=_task(facts)[1],
         # A vanilla baseline is no IBNorm model, and must not be found as one.
@@ -95,7 +95,8 @@ def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
     return {
         "name": facts.name,
         "model_id": model_id,
-        "summary": f"A `{model_type}` model of {facts.parameters:,} parameters with {norm['label']}, by `ibnorm_hf`.",
+        "summary": f"A `{model_type}` model of {facts.parameters:,} parameters with {norm['label']}, by `ibnorm_hf`."
+        + (f" A PEFT adapter, merged into its base model `{facts.base}`, whose licence goes on." if facts.base else ""),
         "overview": _overview(facts),
         "auto_class": _task(facts)[0],
         "import_ours": ours,
@@ -214,7 +215,7 @@ def _limits(facts: Facts) -> str:
         "Not made for use in products, and no filter or alignment was applied."
     ]
     tokens = facts.validation.get("tokens_seen")
-    if tokens is not None and facts.parameters and tokens < 20 * facts.parameters:
+    if tokens is not None and facts.parameters and not facts.base and tokens < 20 * facts.parameters:
         lines.append(
             f"It saw {tokens / facts.parameters:.2g} tokens a parameter, far below what language models of its size "
             "are usually given: its text is not to be relied on."

@@ -19,9 +19,10 @@ from transformers.utils import logging
 from .. import __version__, registration
 from ..errors import UserError
 from ..modeling.compression import get_compression, list_compressions
+from .adapter import base_of, merge, require_adapter_weights
 from .checksums import CHECKSUMS, made_with, problems, write_checksums
 from .code import differences, require_closed
-from .folders import CARD, EVAL_RESULTS, LOSS_CURVE, list_files, model_folder, require_safetensors
+from .folders import CARD, EVAL_RESULTS, LOSS_CURVE, is_adapter, list_files, model_folder, require_safetensors
 
 LICENSE = "LICENSE"
 _LICENSES = ("licenses/LICENSE", "LICENSE")  # where wheels of newer and older setuptools keep it
@@ -41,7 +42,7 @@ def export(source: str | Path, target: str | Path, *, max_shard_size: str | int 
     """Write an export: safetensors, config with auto_map, modeling files, tokenizer, card, licence, checksums.
 
     Args:
-        source: a run folder, or a model folder; an export is one.
+        source: a run folder, or a model folder; an export is one. A PEFT adapter is merged into its base model.
         target: a folder that does not exist yet, or is empty. It appears whole or not at all.
         max_shard_size: weights are split into files of at most this size, e.g. ``"5GB"``.
 
@@ -68,19 +69,23 @@ def export(source: str | Path, target: str | Path, *, max_shard_size: str | int 
 
 def write_export(model: Path, target: Path, *, max_shard_size: str | int) -> None:
     """Fill an empty folder from a model folder, and list its files in ``checksums.json`` last."""
-    loaded = _load(model)
+    base = base_of(model) if is_adapter(model) else None
+    parts = [model] if base is None else [model, base]  # what an adapter lacks is its base's
+    if base is not None and base.is_dir():
+        _verify_source(base)
+    loaded = _load(model) if base is None else merge(_load(base), model)
     _set_remote_code(loaded)
     loaded.save_pretrained(target, max_shard_size=max_shard_size)
     if getattr(loaded.config, "auto_map", None):
         custom_object_save(loaded, target)
         require_closed(target)
-    _copy_processing(model, target, loaded.config)
+    _copy_processing(next(filter(_has_tokenizer, parts), model), target, loaded.config)
     for name in (CARD, LOSS_CURVE):
-        if (model / name).is_file():
+        if (model / name).is_file() and base is None:  # PEFT's card tells how to load an adapter
             shutil.copyfile(model / name, target / name)
     if (model / EVAL_RESULTS).is_dir():
         shutil.copytree(model / EVAL_RESULTS, target / EVAL_RESULTS)
-    _write_license(model, target)
+    _write_license(parts, target)
     write_checksums(target, _versions())
 
 
@@ -126,7 +131,10 @@ def age(folder: Path) -> list[str]:
 
 
 def _verify_source(model: Path) -> None:
-    require_safetensors(model)
+    if is_adapter(model):
+        require_adapter_weights(model)
+    else:
+        require_safetensors(model)
     for listing in (CHECKSUMS, "manifest.json"):
         if (model / listing).is_file():
             # A card may be rewritten after an export; nothing else may change.
@@ -188,9 +196,13 @@ def _reference(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
+
+
 def _copy_processing(model: Path, target: Path, config: PreTrainedConfig) -> None:
     names = set(_PROCESSING)
-    if (model / "tokenizer_config.json").is_file() or (model / "tokenizer.json").is_file():
+    if _has_tokenizer(model):
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except Exception as error:
@@ -204,10 +216,11 @@ def _copy_processing(model: Path, target: Path, config: PreTrainedConfig) -> Non
             shutil.copyfile(model / name, target / name)
 
 
-def _write_license(model: Path, target: Path) -> None:
-    if (model / LICENSE).is_file():
-        shutil.copyfile(model / LICENSE, target / LICENSE)
-        return
+def _write_license(parts: list[Path], target: Path) -> None:
+    for part in parts:
+        if (part / LICENSE).is_file():
+            shutil.copyfile(part / LICENSE, target / LICENSE)
+            return
     # A checkout that is both installed and the current folder is found twice, once without its licence.
     installed = [d.read_text(name) for d in metadata.distributions(name="ibnorm_hf") for name in _LICENSES]
     text = next(filter(None, installed), None)

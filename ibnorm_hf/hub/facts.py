@@ -13,18 +13,22 @@ import yaml
 from safetensors import safe_open
 
 from ..errors import UserError
-from .folders import LOSS_CURVE, is_run, model_folder, read_json, require_safetensors
+from .folders import LOSS_CURVE, is_adapter, is_run, model_folder, read_json, require_safetensors
 from .scrub import scrub
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The files of a run as plain values; empty where a file is absent. Local paths are cut already."""
+    """The files of a run as plain values; empty where a file is absent. Local paths are cut already.
+
+    ``base`` names the model whose adapter was merged into this one.
+    """
 
     name: str
     model: Path
     config: dict[str, Any]
     parameters: int
+    base: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -37,23 +41,37 @@ class Facts:
     loss_curve: Path | None = None
 
 
-def read_facts(source: str | Path) -> Facts:
+def read_facts(source: str | Path, merged: Path | None = None) -> Facts:
     """Read a run folder; a model folder alone gives a name, a config and a parameter count.
 
     The files: ``config.yaml``, ``environment.json``, ``data.json``, ``metrics.jsonl``, ``loss.png``,
     ``eval/validation.json``, ``eval/sample.txt``, ``eval/leaderboard.json`` (what ``ibnorm-hf leaderboard RUN
     --format json`` prints) and ``eval/comparison.json`` (``{"rows": [{column: value}], "notes": [text]}``).
 
+    Args:
+        source: the run or model folder.
+        merged: the export of a source that holds an adapter.
+
     Raises:
         UserError: there is no finished model, or a file that is there cannot be read.
     """
     source, model = Path(source), model_folder(source)
+    base = None
+    if is_adapter(model):
+        if merged is None or not (merged / "config.json").is_file():
+            raise UserError(
+                f"{source} holds a PEFT adapter, and a card describes a whole model: export it, and give that folder "
+                "as --output"
+            )
+        base = scrub(read_json(model / "adapter_config.json").get("base_model_name_or_path"))
+        model = merged
     require_safetensors(model)
     facts: dict[str, Any] = {
         "name": source.resolve().name,
         "model": model,
         "config": read_json(model / "config.json"),
         "parameters": _count_parameters(model),
+        "base": base,
     }
     if not is_run(source):
         return Facts(**facts)

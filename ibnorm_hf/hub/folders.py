@@ -22,8 +22,13 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
+def is_adapter(folder: Path) -> bool:
+    """True for a folder with a PEFT adapter."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def model_folder(path: str | Path) -> Path:
-    """The folder with config and weights: ``RUN/model`` of a run, else the folder itself.
+    """The folder with config and weights, or with a PEFT adapter: ``RUN/model`` of a run, else the folder itself.
 
     Raises:
         UserError: there is no such folder, the run is not finished, or the folder holds no model.
@@ -33,14 +38,12 @@ def model_folder(path: str | Path) -> Path:
         raise UserError(f"{folder} is no folder; give a run, or a folder with config.json and model.safetensors")
     if is_run(folder):
         model = folder / "model"
-        if not (model / "config.json").is_file():
+        if not (model / "config.json").is_file() and not is_adapter(model):
             newest = max(folder.glob("checkpoint-*"), key=lambda p: p.stat().st_mtime, default=None)
             hint = f", or take its checkpoint {newest}" if newest else ""
             raise UserError(f"run {folder} is not finished: it has no model/config.json; finish it{hint}")
         return model
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds a PEFT adapter, not a model; merge it into its base model and save that")
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not is_adapter(folder):
         raise UserError(f"{folder} holds no model: config.json is missing; give a run or a model folder")
     return folder
 

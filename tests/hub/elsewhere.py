@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by the tests in a process of its own: what somebody without ibnorm_hf does with exports.
+"""Run by the tests in a process of its own: what somebody without ibnorm_hf and peft does with exports.
 
 Arguments: a JSON file with jobs [{"auto", "folder", "again", "input", "output"}], and where the answers go.
 """
@@ -21,6 +21,7 @@ else:
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     sys.meta_path.insert(0, Absent())
+    sys.modules["peft"] = None  # transformers looks for it by itself
     TRUST = {"trust_remote_code": True}
 
 import torch

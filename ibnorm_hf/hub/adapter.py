@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PEFT adapter becomes a model: it is merged into the base that its config names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ..errors import UserError
+from .folders import is_adapter, model_folder, pickle_reason, read_json
+
+CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def base_of(adapter: Path) -> Path:
+    """The base model that an adapter names: a folder, or ``owner/name`` of the Hub.
+
+    A path that leads nowhere from the current folder is tried from the adapter's own.
+
+    Raises:
+        UserError: no base is named, it is gone, or it is an adapter itself.
+    """
+    name = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{adapter / CONFIG} names no base model (base_model_name_or_path); add it")
+    base = next((place for place in (Path(name), adapter / name) if place.is_dir()), None)
+    if base is None:
+        if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+            raise UserError(
+                f"the base model {name} of adapter {adapter} does not exist; put it back, or correct {CONFIG}"
+            )
+        return Path(name)
+    base = model_folder(base)
+    if is_adapter(base):
+        raise UserError(f"the base model {base} of adapter {adapter} is an adapter itself; export it first")
+    return base
+
+
+def require_adapter_weights(adapter: Path) -> None:
+    """Refuse an adapter whose weights are not safetensors, as ``require_safetensors`` does for a model."""
+    if not (adapter / _WEIGHTS).is_file():
+        pickle = adapter / "adapter_model.bin"
+        raise UserError(f"{pickle} {pickle_reason()}" if pickle.is_file() else f"{adapter} holds no {_WEIGHTS}")
+
+
+def merge(base: Any, adapter: Path) -> Any:
+    """The base model with the adapter's weights in it, in the base's class and dtype; ``base`` itself is changed.
+
+    Raises:
+        UserError: the adapter does not fit this base, is damaged, or is of a kind that cannot be merged.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    try:
+        model = PeftModel.from_pretrained(base, adapter)
+        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        with safe_open(adapter / _WEIGHTS, "pt") as weights:
+            there = set(weights.keys())
+        # PEFT loads what it finds and warns; half an adapter is another model.
+        odd = (expected - there) | (there - expected - set(model.state_dict()))
+        if odd:
+            raise UserError(f"adapter {adapter} does not fit its base model: {min(odd)} is in only one of them")
+        if not hasattr(model.base_model, "merge_and_unload"):
+            kind = model.active_peft_config.peft_type
+            raise UserError(f"adapter {adapter} ({getattr(kind, 'value', kind)}) cannot be merged into its base model")
+        return model.merge_and_unload(safe_merge=True)
+    except UserError:
+        raise
+    except Exception as error:
+        # PEFT raises whatever its parts raise; for the user it is one thing: this adapter does not load.
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+        raise UserError(f"adapter {adapter} cannot be loaded: {reason}") from None

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from .conftest import Place
 
@@ -49,6 +51,27 @@ def test_a_checkpoint_of_the_run_is_measured_on_the_same_blocks(command: Callabl
     assert code == 0, err
     found = json.loads((trained / "eval" / "checkpoint-4" / "perplexity.json").read_text())
     assert found["loss"] == pytest.approx(measure(command, trained)["loss"], rel=2e-6)
+
+
+def test_a_run_of_an_adapter_gives_the_number_of_the_merged_model(
+    command: Callable, trained: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    norms = ["input_layernorm", "post_attention_layernorm", "norm"]
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(trained / "model")
+    model = get_peft_model(base, LoraConfig(init_lora_weights=False, modules_to_save=norms))
+    for run in ("adapter", "merged"):
+        shutil.copytree(trained, tmp_path / run)
+    for weights in (tmp_path / "adapter" / "model").glob("*.safetensors"):
+        weights.unlink()
+    (tmp_path / "adapter" / "model" / "config.json").unlink()
+    model.save_pretrained(tmp_path / "adapter" / "model")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged" / "model")
+    found, expected = (measure(command, tmp_path / run) for run in ("adapter", "merged"))
+    assert found["loss"] == pytest.approx(expected["loss"], rel=2e-6)
+    assert abs(found["loss"] - measure(command, trained)["loss"]) > 1e-3
 
 
 def test_a_part_of_the_blocks_is_said_to_be_one(command: Callable, trained: Path) -> None:

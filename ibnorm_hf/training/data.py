@@ -335,8 +335,8 @@ def _check_enough(work: _Materializer, data: DataArguments, source: Source) -> N
     for part, name in ((work.train, "training"), (work.validation, "validation")):
         if not part.shards:
             raise UserError(
-                f"corpus '{data.corpus}' is too small: its {name} part has {part.pending_tokens} tokens, fewer than one "
-                f"block of {data.block_size}; lower block_size, raise validation_fraction or give more text"
+                f"corpus '{data.corpus}' is too small: its {name} part has {part.pending_tokens} tokens, fewer than "
+                f"one block of {data.block_size}; lower block_size, raise validation_fraction or give more text"
             )
 
 

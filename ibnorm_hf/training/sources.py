@@ -106,7 +106,8 @@ class Source(ABC):
 
     def column_mark(self) -> Any:
         """What a fingerprint holds of the columns."""
-        return self.data.text_column if len(self.columns) == 1 else list(self.columns)
+        names = list(self.columns.values())
+        return names if len(names) > 1 else names[0]
 
     def missing_column(self, names: Sequence[str]) -> str | None:
         """Which columns ``names`` lack, as the rest of a sentence; None if they are all there."""

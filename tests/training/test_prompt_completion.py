@@ -87,7 +87,13 @@ def test_only_targets_make_bytes_per_token(tmp_path: Path):
     plain = prepare(tmp_path / "bytes.jsonl", prompt_column=None, completion_column=None, text_column="tell")
     assert plain.train.features["input_ids"].feature.dtype == "uint16"
     assert "prompts_shortened" not in plain.description
-    assert prepared.folder != plain.folder
+    swapped = prepare(tmp_path / "bytes.jsonl", prompt_column="tell", completion_column="ask")
+    assert len({prepared.folder, plain.folder, swapped.folder}) == 3
+
+
+def test_a_tokenizer_learns_from_prompts_too(tmp_path: Path):
+    data = DataArguments(corpus=str(write(tmp_path / "few.jsonl", RECORDS[:2])), **COLUMNS)
+    assert list(packing._training_texts(data)) == [*RECORDS[0], *RECORDS[1]]
 
 
 def test_masks_are_undone_exactly():

@@ -9,6 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .training.recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, job, text in (
         ("pretrain", pretrain, "train a recipe; any key can be overridden: --key value, --model.key value"),
+        ("finetune", finetune, "the same, from the recipe's `pretrained` weights: whole, norms alone, or an adapter"),
         ("prepare", prepare, "make the packed data of a recipe and stop; later runs reuse it"),
     ):
         # Keys belong to the recipe, not to argparse: everything after the file is passed on untouched.
@@ -52,10 +57,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Train a recipe, draw its loss curve, print the outcome."""
-    from .training import pretrain as training
+    from .training.recipe import load_recipe
+
+    return _train(load_recipe(arguments.recipe, arguments.keys))
+
+
+def finetune(arguments: argparse.Namespace) -> int:
+    """Train a recipe that starts from pretrained weights."""
+    from .errors import UserError
     from .training.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.keys)
+    if recipe.model.pretrained is None:
+        raise UserError(f"{arguments.recipe}: key pretrained is missing: the folder, Hub name or GGUF to start from")
+    return _train(recipe)
+
+
+def _train(recipe: Recipe) -> int:
+    from .training import pretrain as training
+
     if recipe.run.dry_run:
         if recipe.run.process_index == 0:
             training.print_plan(recipe)
@@ -107,7 +127,7 @@ def _add_hub_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         allow_abbrev=False,
         usage="ibnorm-hf export RUN_OR_MODEL DIR [--max_shard_size SIZE] | ibnorm-hf export --verify DIR",
     )
-    parser.add_argument("source", nargs="?", metavar="RUN_OR_MODEL", help="run folder, model folder, or an export")
+    parser.add_argument("source", nargs="?", metavar="RUN_OR_MODEL", help="run, model or adapter folder, or an export")
     parser.add_argument("target", nargs="?", metavar="DIR", help="new folder")
     parser.add_argument(
         "--max_shard_size", default="5GB", help="split weights into files of at most this (%(default)s)"

@@ -44,6 +44,12 @@ def load_pretrained(source: str) -> Pretrained:
         model = cls.from_pretrained(where, dtype=torch.float32, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise _not_loaded(source, error) from None
+    if options:
+        # GGUF weights come dequantized, in a model that transformers still takes for quantized: it could not be saved.
+        plain = type(model)(config)
+        plain.load_state_dict(model.state_dict())
+        plain.generation_config = model.generation_config
+        model = plain
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return Pretrained(model, load_tokenizer(source), stored)
 

@@ -24,9 +24,41 @@ class ModelArguments:
         default=None,
         metadata={"help": "Normalization: see `ibnorm-hf norms`; null keeps the default of the model type."},
     )
-    norm_lambda: float | None = field(
-        default=None, metadata={"help": "Scale of the compression; null takes the default of the variant."}
+    pretrained: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from these weights: a folder, a Hub name or a GGUF file. Its sizes, and its tokenizer "
+            "unless `tokenizer` names another, are taken over; norm_type swaps its norms, null keeps them."
+        },
     )
+    norm_lambda: list[float] | None = field(
+        default=None,
+        metadata={"help": "Scale of the compression, a number or one a norm; null takes the default of the variant."},
+    )
+    norm_lambda_schedule: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Lower lambda while training: {start, end, unit, shape, warmup_share, anneal_share, stages, "
+            "max_loss}; null keeps norm_lambda throughout."
+        },
+    )
+    train_only: str | None = field(
+        default=None, metadata={"help": "`norms` freezes everything but the normalizations; null trains all."}
+    )
+    adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train a PEFT adapter on frozen pretrained weights: `lora`, or `norms` (LN-tuning: copies of the "
+            "norms); null trains the weights themselves."
+        },
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Last parts of module names to adapt; null: PEFT's default for the model type."}
+    )
+    lora_norms: bool = field(default=True, metadata={"help": "Train the norms as well, beside the LoRA matrices."})
     norm_order: str | None = field(
         default=None, metadata={"help": "compress-first or standardize-first; null is compress-first."}
     )

@@ -10,8 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from .. import registration  # noqa: F401
+from ..modeling.compression import get_compression, list_compressions
+from ..modeling.replace import replace_norms
+from ..pretrained import as_registered, load_config, load_pretrained, registered_config
+from .anneal import LambdaSchedule
 from .errors import UserError
 from .recipe import Recipe, did_you_mean
+from .trained_part import take_trained_part
 
 _NORM_FLAGS = ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias")
 _MOST, _MOST_LAYERS = 10_000_000, 10_000  # larger is a slip of the keyboard, and would hang
@@ -25,6 +30,8 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
     Raises:
         UserError: the model type, a size or a flag is unknown or outside its domain.
     """
+    if recipe.model.pretrained is not None:
+        return _checked_positions(_pretrained_config(recipe, recipe.model.pretrained), recipe)
     kind = recipe.model.model_type
     defaults = _defaults(kind)
     values = _checked_sizes(recipe, defaults)
@@ -44,6 +51,29 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:  # strict configs raise kinds of their own; each wraps one sentence
         raise UserError(f"recipe: {' '.join(str(error.__cause__ or error).split())}") from None
+    return _checked_positions(config, recipe)
+
+
+def _pretrained_config(recipe: Recipe, source: str) -> PreTrainedConfig:
+    config = load_config(source)
+    given = {flag: getattr(recipe.model, flag) for flag in _NORM_FLAGS if getattr(recipe.model, flag) is not None}
+    if not given:
+        return config
+    if "norm_type" in given:
+        # Another norm does not inherit what was set for the one before.
+        given = {"norm_lambda": None, "norm_order": "compress-first", **given}
+    elif not hasattr(config, "norm_type"):
+        raise UserError(f"key {next(iter(given))}: {source} keeps its own norms; give norm_type to swap them")
+    try:
+        registered = registered_config(config, **given)
+    except Exception as error:  # as in build_config
+        raise UserError(f"recipe: {' '.join(str(error.__cause__ or error).split())}") from None
+    if registered is None:
+        raise UserError(f"{source} is a {config.model_type}, which has no registered type to save other norms in")
+    return registered
+
+
+def _checked_positions(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and recipe.data.block_size > longest:
         raise UserError(
@@ -101,6 +131,54 @@ def build_model(config: PreTrainedConfig, *, device: str = "cpu") -> PreTrainedM
     except (ValueError, RuntimeError, KeyError, TypeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the model cannot be built from these sizes: {reason}") from None
+
+
+def build_trained_model(recipe: Recipe, config: PreTrainedConfig, *, device: str = "cpu") -> Any:
+    """The model as training begins: fresh or pretrained, its norms as the config says, and frozen where asked.
+
+    On ``device="meta"`` no weight is loaded.
+
+    Raises:
+        UserError: as ``build_model``; or the pretrained weights cannot be loaded, or do not fit the norms.
+    """
+    if recipe.model.pretrained is None or device == "meta":
+        model = build_model(config, device=device)
+    else:
+        model = _pretrained_model(recipe.model.pretrained, config)
+    return take_trained_part(model, recipe.model)
+
+
+def _pretrained_model(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+    model = load_pretrained(source).model
+    if not hasattr(config, "norm_type"):
+        return model
+    try:
+        flags = {name: getattr(config, name) for name in _NORM_FLAGS if name != "norm_type"}
+        replace_norms(model, config.norm_type, **flags)
+        registered = as_registered(model, config)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{source} does not take these norms: {' '.join(str(error).split())[:300]}") from None
+    if registered is None:
+        raise UserError(f"{source} holds a {type(model).__name__}, which has no registered class to train")
+    return registered
+
+
+def lambda_schedule(recipe: Recipe, config: PreTrainedConfig) -> tuple[LambdaSchedule, float | list[float]] | None:
+    """The checked schedule of a recipe and the lambda it ends at; None where lambda is fixed.
+
+    Raises:
+        UserError: a key of it is wrong, the norm compresses nothing, or `end` and norm_lambda disagree.
+    """
+    if recipe.model.norm_lambda_schedule is None:
+        return None
+    schedule = LambdaSchedule.parse(recipe.model.norm_lambda_schedule)
+    norm = getattr(config, "norm_type", None)
+    if norm not in list_compressions():
+        raise UserError(f"norm_lambda_schedule: {norm or 'the model'} compresses nothing; give norm_type ibnorm-l, say")
+    wanted = config.norm_lambda
+    if schedule.end is not None and wanted is not None and schedule.end != wanted:
+        raise UserError(f"norm_lambda is {wanted} and norm_lambda_schedule.end {schedule.end}; give only one of them")
+    return schedule, next(v for v in (schedule.end, wanted, get_compression(norm).default_lambda) if v is not None)
 
 
 def vocab_size(recipe: Recipe) -> int:

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from ..modeling.norms import IBNorm
+from ..modeling.replace import iter_norms
+from .anneal import AnnealLambda
 from .errors import UserError
 from .paths import write_atomic
 
@@ -33,9 +35,10 @@ class CompressionShares:
     def __init__(self, model: nn.Module) -> None:
         self.active = False
         self._sums: dict[str, list[Tensor]] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, IBNorm):
-                module.register_forward_pre_hook(self._hook(name))
+        for name, modules in iter_norms(model):
+            for module in modules:
+                if isinstance(module, IBNorm):
+                    module.register_forward_pre_hook(self._hook(name))
 
     def _hook(self, name: str) -> Any:
         def measure(module: IBNorm, inputs: tuple[Tensor, ...]) -> None:
@@ -62,8 +65,17 @@ class RunLog(TrainerCallback):
     Seconds count training alone: validation and saving are left out of tokens/s.
     """
 
-    def __init__(self, path: Path, *, tokens_per_step: int, order: Any, shares: CompressionShares | None) -> None:
-        self.path, self.tokens_per_step, self.order, self.shares = path, tokens_per_step, order, shares
+    def __init__(
+        self,
+        path: Path,
+        *,
+        tokens_per_step: int,
+        order: Any,
+        shares: CompressionShares | None,
+        anneal: AnnealLambda | None = None,
+    ) -> None:
+        self.path, self.tokens_per_step, self.order = path, tokens_per_step, order
+        self.shares, self.anneal = shares, anneal
         self.seconds = self.begun = 0.0
         self.steps = self.last_step = 0
         self.bar: Any = None
@@ -116,6 +128,8 @@ class RunLog(TrainerCallback):
             "tokens_per_s": round(self.steps * self.tokens_per_step / self.seconds, 1) if self.seconds else 0.0,
             "samples_sha256": self.order.ids_sha256(self.last_step + 1, step),
         }
+        if self.anneal is not None:
+            line["norm_lambda"] = self.anneal.norm_lambda
         if self.shares is not None and (shares := self.shares.read()):
             line["share_over_lambda"] = {name: round(share, 6) for name, share in shares.items()}
         self.seconds, self.steps, self.last_step = 0.0, 0, step

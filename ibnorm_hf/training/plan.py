@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .build import build_config, build_model
+from .build import build_config, build_trained_model, lambda_schedule
 from .decay import DecayGroups, decay_groups
 from .recipe import Recipe
+from .trained_part import trained_counts
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Plan:
     """Sizes of a run. Bytes are estimates for fp32 weights and AdamW on one process."""
 
     parameters: int
+    trained: int
     steps: int
     tokens_per_step: int
     sequences_per_step: int
@@ -25,6 +27,7 @@ class Plan:
     bytes_activations: int
     groups: DecayGroups
     description: str
+    annealing: str = ""
 
     @property
     def tokens(self) -> int:
@@ -35,24 +38,39 @@ class Plan:
 def make_plan(recipe: Recipe) -> Plan:
     """Build the model on the meta device and count. Raises UserError as `build_config` does."""
     config = build_config(recipe)
-    model = build_model(config, device="meta")
-    parameters = sum({id(p): p.numel() for p in model.parameters()}.values())
+    model = build_trained_model(recipe, config, device="meta")
+    trained, parameters = trained_counts(model)
     run, block = recipe.run, recipe.data.block_size
     batch = int(run.global_batch_size or 0)
     optimizer = str(getattr(run.optim, "value", run.optim))
-    # fp32 weights and gradients, and two moments for the Adam family; other optimizers are counted as one.
-    words = 4 if "adam" in optimizer else 3
+    # fp32 weights; for what is trained gradients, and two moments for the Adam family, one for other optimizers.
+    words = 3 if "adam" in optimizer else 2
     return Plan(
         parameters=parameters,
+        trained=trained,
         steps=run.max_steps,
         tokens_per_step=batch * block,
         sequences_per_step=batch,
         accumulation=run.gradient_accumulation_steps,
         processes=max(1, run.world_size),
-        bytes_state=4 * words * parameters,
+        bytes_state=4 * (parameters + words * trained),
         bytes_activations=_activation_bytes(config, run.per_device_train_batch_size * block, run.bf16 or run.fp16),
         groups=decay_groups(model),
         description=f"{config.model_type}, {getattr(config, 'norm_type', 'its own norms')}",
+        annealing=_annealing(recipe, config),
+    )
+
+
+def _annealing(recipe: Recipe, config: Any) -> str:
+    found = lambda_schedule(recipe, config)
+    if found is None:
+        return ""
+    schedule, end = found
+    unit = " x each norm's spread" if schedule.unit == "spread" else ""
+    begin, arrived = (round(share * recipe.run.max_steps) for share in (schedule.warmup_share, schedule.anneal_share))
+    return (
+        f"lambda: {schedule.start} until step {begin:,}, then {schedule.shape} in {schedule.stages} stages "
+        f"to {end}{unit} at step {arrived:,}"
     )
 
 
@@ -69,6 +87,8 @@ def plan_lines(plan: Plan) -> list[str]:
     groups = plan.groups
     return [
         f"model: {plan.description}, {plan.parameters:,} parameters",
+        *trained_lines(plan.trained, plan.parameters),
+        *([plan.annealing] if plan.annealing else []),
         f"steps: {plan.steps:,} of {plan.sequences_per_step:,} sequences = {plan.tokens_per_step:,} tokens "
         f"({plan.processes} processes x {plan.accumulation} micro-batches)",
         f"tokens: {plan.tokens:,} in all, {plan.tokens / plan.parameters:.1f} a parameter, "
@@ -78,6 +98,13 @@ def plan_lines(plan: Plan) -> list[str]:
         f"decay: {len(groups.decay)} tensors: {_classes(groups.decay_classes)}",
         f"no decay: {len(groups.no_decay)} tensors: {_classes(groups.no_decay_classes)}",
     ]
+
+
+def trained_lines(trained: int, parameters: int) -> list[str]:
+    """What a partly frozen model trains, as a line; nothing where all is trained."""
+    if trained == parameters:
+        return []
+    return [f"trained: {trained:,} of {parameters:,} parameters ({100 * trained / parameters:.3g} %), the rest frozen"]
 
 
 def _classes(counts: dict[str, int]) -> str:

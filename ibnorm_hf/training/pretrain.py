@@ -16,7 +16,9 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
-from .build import build_config, build_model, vocab_size
+from ..packed import COLUMN, unpack
+from .anneal import AnnealLambda, LambdaPath, plan_lambda
+from .build import build_config, build_trained_model, lambda_schedule, vocab_size
 from .callbacks import CompressionShares, RunLog, StopOnSignal
 from .data import PreparedData, prepare_data
 from .errors import UserError
@@ -26,7 +28,10 @@ from .paths import cache_root, sync_folder, write_atomic, write_json
 from .plan import Plan, make_plan, plan_lines
 from .recipe import Recipe, resolved
 from .run_folder import claim, differences, identity, run_id, write_environment
+from .trained_part import frozen_sha256, is_adapter
 from .trainer import PretrainTrainer
+
+_CALIBRATION_BLOCKS = 8  # training blocks on which `start: auto` and `unit: spread` are measured
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def _run(recipe: Recipe, folder: Path, plan: Plan, say: Any) -> Result:
     if checkpoint is not None:
         _require_same_data(checkpoint, data)
     _say_epochs(plan.steps * plan.sequences_per_step, len(data.train), say)
-    trainer = _make_trainer(recipe, data, folder)
+    trainer = _make_trainer(recipe, data, folder, checkpoint[1] if checkpoint else None, say)
     if run.process_index == 0:
         write_json(folder / "data.json", data.description)
         write_environment(folder, run.seed, max(1, run.world_size))
@@ -175,10 +180,14 @@ def _sharding_wanted() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def _make_trainer(recipe: Recipe, data: PreparedData, folder: Path) -> PretrainTrainer:
+def _make_trainer(
+    recipe: Recipe, data: PreparedData, folder: Path, manifest: dict[str, Any] | None = None, say: Any = print
+) -> PretrainTrainer:
+    """``manifest`` is that of the checkpoint to go on from, if any."""
     run = recipe.run
     set_seed(run.seed)
-    model = build_model(build_config(recipe, data.tokenizer))
+    config = build_config(recipe, data.tokenizer)
+    model = build_trained_model(recipe, config)
     trainer = PretrainTrainer(
         model=model, args=run, train=data.train, validation=data.validation, tokenizer=data.tokenizer
     )
@@ -189,11 +198,52 @@ def _make_trainer(recipe: Recipe, data: PreparedData, folder: Path) -> PretrainT
         "recipe": identity(resolved(recipe)),
         "fingerprints": data.description["fingerprints"],
     }
+    if is_adapter(model):
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise UserError(
+                "an adapter is trained on whole copies of its base: use accelerate/ddp.yaml, or one process"
+            )
+        trainer.facts["base"] = frozen_sha256(model)
+        if manifest and manifest.get("base") != trainer.facts["base"]:
+            raise UserError(f"the weights of {recipe.model.pretrained} have changed since; bring the old ones back")
+    anneal = _annealing(recipe, config, trainer, data, manifest, say)
     # Hooks inside a compiled model would break its graph.
     shares = None if run.torch_compile else CompressionShares(model)
     tokens = trainer.order.batch * recipe.data.block_size
-    trainer.add_callback(RunLog(folder / "metrics.jsonl", tokens_per_step=tokens, order=trainer.order, shares=shares))
+    log = RunLog(folder / "metrics.jsonl", tokens_per_step=tokens, order=trainer.order, shares=shares, anneal=anneal)
+    trainer.add_callback(log)
     return trainer
+
+
+def _annealing(
+    recipe: Recipe,
+    config: Any,
+    trainer: PretrainTrainer,
+    data: PreparedData,
+    manifest: dict[str, Any] | None,
+    say: Any,
+) -> AnnealLambda | None:
+    """Lower lambda as the recipe says. What had to be measured is measured once, and read again on resuming."""
+    found = lambda_schedule(recipe, config)
+    if found is None:
+        return None
+    model: Any = trainer.model
+    try:
+        path = LambdaPath.from_dict(manifest["norm_lambda"]) if manifest else None
+    except (KeyError, TypeError, ValueError):
+        raise UserError("the checkpoint does not say how its lambda fell; choose another output_dir") from None
+    if path is None:
+        # Spread over the corpus: its first blocks may be all of one kind.
+        count = len(data.train)
+        rows = data.train[sorted({i * count // _CALIBRATION_BLOCKS for i in range(_CALIBRATION_BLOCKS)})][COLUMN]
+        path = plan_lambda(model, *found, unpack(rows)[0])
+        for line in path.lines():
+            say(line)
+    trainer.facts["norm_lambda"] = path.as_dict()
+    anneal = AnnealLambda(model, path)
+    anneal.set(manifest["step"] if manifest else 1, recipe.run.max_steps)
+    trainer.add_callback(anneal)
+    return anneal
 
 
 def _finish(recipe: Recipe, trainer: PretrainTrainer, data: PreparedData, folder: Path) -> Result:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from .anneal import LambdaSchedule
 from .arguments import REFUSED_KEYS, DataArguments, ModelArguments, RunArguments
 from .errors import UserError
 
@@ -210,6 +211,7 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None, *, data_cl
         words.setdefault("use_cpu", ["true"])
     model, data, run = _parse(words, where, data_class)
     recipe = Recipe(_name(path), model, sizes, data, run, frozenset(where), _repository(run, where, str(path)))
+    _check_start(recipe, where, str(path))
     _check_values(recipe, where, str(path))
     return recipe
 
@@ -249,7 +251,43 @@ def _readable(message: str) -> str:
 def _name(path: Path) -> str:
     """`recipes/llama/tiny.yaml` -> `llama-tiny`; a file in the current folder keeps its own name."""
     parent = path.resolve().parent.name
-    return f"{parent}-{path.stem}" if parent in ("llama", "gpt2", "vit", "resnet") else path.stem
+    return f"{parent}-{path.stem}" if parent in ("llama", "gpt2", "vit", "resnet", "finetune") else path.stem
+
+
+def _check_start(recipe: Recipe, where: dict[str, str], default: str) -> None:
+    """Keys of what is trained and from where, which contradict each other more easily than others."""
+    model: Any = recipe.model
+    text = isinstance(recipe.data, DataArguments)
+    pretrained = model.pretrained is not None
+    if model.norm_lambda is not None and len(model.norm_lambda) == 1:
+        model.norm_lambda = model.norm_lambda[0]
+    swapped = [flag for flag in ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias") if flag in where]
+    whole = "adapter" if model.adapter is not None else "pretrained"
+    rules = [
+        (whole, text or not (pretrained or model.adapter), "is for language models"),
+        ("norm_lambda_schedule", text or not model.norm_lambda_schedule, "is for language models"),
+        ("model", not pretrained or not recipe.sizes, "follows from `pretrained`; leave it out"),
+        ("model_type", not pretrained or "model_type" not in where, "follows from `pretrained`; leave it out"),
+        ("train_only", model.train_only in (None, "norms"), "must be norms, or null"),
+        ("adapter", model.adapter in (None, "lora", "norms"), "must be lora, norms, or null"),
+        ("adapter", model.adapter is None or pretrained, "needs `pretrained`: the frozen weights it stands on"),
+        ("adapter", model.adapter is None or model.train_only is None, "and train_only exclude each other"),
+        (
+            "adapter",
+            model.adapter is None or not (swapped or model.norm_lambda_schedule),
+            "remembers only the name of its base, so the base must have its norms already: make one with "
+            "`ibnorm-hf convert`, give it as `pretrained`, and leave the norm flags out",
+        ),
+        ("lora_r", model.lora_r > 0, "must be at least 1"),
+        ("lora_dropout", 0 <= model.lora_dropout < 1, "must lie between 0 and 1"),
+    ]
+    for key, right, message in rules:
+        if not right:
+            raise UserError(f"{where.get(key, default)}: key {key} {message}")
+    if model.norm_lambda_schedule is not None:
+        model.norm_lambda_schedule = dataclasses.asdict(LambdaSchedule.parse(model.norm_lambda_schedule))
+    if pretrained and text and "tokenizer" not in where:
+        recipe.data.tokenizer = model.pretrained
 
 
 def _check_values(recipe: Recipe, where: dict[str, str], default: str) -> None:
@@ -272,7 +310,8 @@ def _check_values(recipe: Recipe, where: dict[str, str], default: str) -> None:
     if "dataloader_pin_memory" not in where:
         run.dataloader_pin_memory = run.device.type != "cpu"  # torch warns where there is nothing to pin for
     if run.output_dir is None or "output_dir" not in where:
-        norm = (recipe.model.norm_type or recipe.model.model_type).lower().replace("_", "-")
+        start = Path(recipe.model.pretrained).stem if recipe.model.pretrained else recipe.model.model_type
+        norm = (recipe.model.norm_type or start).lower().replace("_", "-")
         run.output_dir = f"runs/{recipe.name}-{norm}-seed{run.seed}"
 
 
@@ -331,6 +370,10 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     out: dict[str, Any] = {"model": dict(recipe.sizes)}
     for part in (recipe.model, recipe.data):
         out.update(dataclasses.asdict(part))
+    if recipe.model.pretrained is not None:
+        del out["model"], out["model_type"]  # they follow from it, and a recipe that gave them would be refused
+    if recipe.model.adapter != "lora":
+        out = {key: value for key, value in out.items() if not key.startswith("lora_")}
     from transformers import TrainingArguments
 
     library = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ..pretrained import load_tokenizer
 from .arguments import DataArguments
 from .errors import UserError
 from .paths import cache_root, digest
@@ -69,6 +70,13 @@ def fingerprint(tokenizer: Any) -> str:
 
 
 def _loaded(name: str) -> Any:
+    if name.endswith(".gguf") or (Path(name).is_dir() and any(Path(name).glob("*.gguf"))):
+        tokenizer = load_tokenizer(name)
+        if tokenizer is None:
+            raise UserError(
+                f"tokenizer '{name}' cannot be read from the GGUF file; give a folder, a Hub name or `train`"
+            )
+        return tokenizer
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # network, missing files, malformed JSON: all end in the same advice

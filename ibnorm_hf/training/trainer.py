@@ -27,6 +27,7 @@ from .manifest import SAVING, keep_last, publish, remove_folder, seal
 from .order import SampleOrder
 from .paths import sync_file
 from .sharded import full_optimizer_state, is_sharded, load_full_model, load_full_optimizer
+from .trained_part import is_adapter, load_adapter
 
 OWN_STATE = "ibnorm_state.json"
 
@@ -166,7 +167,10 @@ class PretrainTrainer(Trainer):
         else:
             super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            Path(str(output_dir or self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
+            folder = Path(str(output_dir or self.args.output_dir))
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            if is_adapter(self.model):
+                (folder / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in by hand
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -246,6 +250,9 @@ class PretrainTrainer(Trainer):
         with _loading(checkpoint):
             if self.is_deepspeed_enabled:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            if is_adapter(self.model):
+                load_adapter(self.model, checkpoint)
                 return
             weights = checkpoint / "model.safetensors"
             if not weights.is_file():

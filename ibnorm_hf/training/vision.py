@@ -27,10 +27,11 @@ from .image_build import (
 )
 from .images import ImageData
 from .paths import digest, write_json
-from .plan import _classes, _size
+from .plan import _classes, _size, trained_lines
 from .pretrain import _checkpoint_to_resume, _quiet_libraries, _save_final, _say_epochs, _silent  # one job, two kinds
 from .recipe import Recipe, load_recipe, resolved
 from .run_folder import claim, identity, run_id, write_environment
+from .trained_part import take_trained_part, trained_counts
 from .vision_trainer import BatchCompressionShares, VisionLog, VisionTrainer
 
 
@@ -63,15 +64,16 @@ def load_vision_recipe(path: str | Path, arguments: list[str] | None = None) -> 
 def plan_lines(recipe: Recipe, facts: ImageFacts) -> list[str]:
     """What a recipe will do, worked out on the meta device: model, steps, bytes, decay groups."""
     config = build_image_config(recipe, facts)
-    model = build_image_model(config, device="meta")
-    run, count = recipe.run, model.num_parameters()
+    model = take_trained_part(build_image_model(config, device="meta"), recipe.model)
+    run, (trained, count) = recipe.run, trained_counts(model)
     batch = int(run.global_batch_size or 0)
     groups = decay_groups(model)
     optimizer = str(getattr(run.optim, "value", run.optim))
-    state = 4 * (4 if "adam" in optimizer else 3) * count
+    state = 4 * (count + (3 if "adam" in optimizer else 2) * trained)
     norm = getattr(config, "norm_type", "its own norms")
     return [
         f"model: {config.model_type}, {norm}, {count:,} parameters, {facts.classes:,} classes",
+        *trained_lines(trained, count),
         f"images: {facts.channels} x {facts.height} x {facts.width} from {arguments_of(recipe).images}, "
         f"{arguments_of(recipe).augmentation}",
         f"steps: {run.max_steps:,} of {batch:,} images = {run.max_steps * batch:,} in all "
@@ -164,7 +166,7 @@ def _make_trainer(recipe: Recipe, data: ImageData, facts: ImageFacts, views: Vie
     set_seed(run.seed)
     config = build_image_config(recipe, facts, data.classes)
     sync = arguments_of(recipe).sync_batch_norm and run.world_size > 1
-    model = build_image_model(config, sync=sync)
+    model = take_trained_part(build_image_model(config, sync=sync), recipe.model)
     trainer = VisionTrainer(model=model, args=run, train=data.train, validation=data.validation, views=views)
     trainer.facts = {"run_id": run_id(recipe), "recipe": identity(resolved(recipe))}
     # Hooks inside a compiled model would break its graph.

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Annealed lambda: from where IBNorm is LayerNorm down to its target, in stages, while training heals the model.
+
+Ours; the paper keeps lambda fixed. A norm with lambda far above its activations is LayerNorm to rounding, so a
+pretrained model that survives the swap to LayerNorm can be led to any lambda instead of being thrown there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ..modeling.norms import IBNorm
+from ..modeling.replace import iter_norms, set_norm_lambda
+from .errors import UserError
+
+FREE_OF_COMPRESSION = 1e8  # a lambda at which every variant is LayerNorm to fp32 rounding
+_LOWEST = 1e-2  # of the search for `auto`, in the schedule's unit
+_HALVINGS = 10
+_SHAPES = ("log", "linear", "cosine")
+_UNITS = ("absolute", "spread")
+
+
+@dataclass(frozen=True)
+class LambdaSchedule:
+    """The recipe key ``norm_lambda_schedule``, checked.
+
+    Args:
+        start: lambda of the first stage; ``auto`` searches for the smallest one whose loss, on training blocks, is at
+            most ``max_loss`` nats a token above that of lambda 1e8.
+        end: lambda of the last stage; None is the recipe's norm_lambda, or the variant's default.
+        unit: ``absolute``, or ``spread``: start and end are multiples of each norm's own spread, the root mean square
+            of x - mean(x) over training blocks before training, which gives every norm a lambda of its own.
+        shape: how lambda falls between them: ``log`` by equal factors, ``linear`` by equal steps, ``cosine`` by
+            factors that are small at both ends.
+        warmup_share: share of the steps spent at ``start`` before lambda falls.
+        anneal_share: share of the steps after which lambda has reached ``end``; the rest is trained there.
+        stages: how many values lambda takes, both ends included. A compiled model is compiled once a stage.
+        max_loss: bound of ``auto``, in nats a token.
+    """
+
+    start: float | str = "auto"
+    end: float | None = None
+    unit: str = "absolute"
+    shape: str = "log"
+    warmup_share: float = 0.05
+    anneal_share: float = 0.75
+    stages: int = 20
+    max_loss: float = 0.05
+
+    @classmethod
+    def parse(cls, value: Any) -> LambdaSchedule:
+        """From a mapping, or JSON of one.
+
+        Raises:
+            UserError: not a mapping, an unknown key, or a value outside its domain.
+        """
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                value = None
+        if not isinstance(value, dict):
+            raise UserError("key norm_lambda_schedule is a mapping, e.g. {start: auto, end: 4, stages: 20}")
+        known = [f.name for f in fields(cls)]
+        for key in value:
+            if key not in known:
+                from .recipe import did_you_mean
+
+                hint = did_you_mean(key, known) or f"; the keys are {', '.join(known)}"
+                raise UserError(f"unknown key 'norm_lambda_schedule.{key}'{hint}")
+        schedule = cls(**{key: _number(item) for key, item in value.items()})
+        for key, right, wanted in schedule._rules():
+            if not right:
+                raise UserError(f"key norm_lambda_schedule.{key} must be {wanted}, not {getattr(schedule, key)!r}")
+        return schedule
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        def number(value: Any, least: float = 0.0, most: float = 1.0) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+        def scale(value: Any) -> bool:
+            return number(value, 0.0, FREE_OF_COMPRESSION) and value > 0
+
+        domain = f"above 0 and at most {FREE_OF_COMPRESSION:g}"
+        shares = number(self.warmup_share) and number(self.anneal_share)
+        return [
+            (
+                "start",
+                self.start == "auto" or scale(self.start),
+                f"auto, or {domain}",
+            ),
+            ("end", self.end is None or scale(self.end), f"{domain}, or null"),
+            ("unit", self.unit in _UNITS, " or ".join(_UNITS)),
+            ("shape", self.shape in _SHAPES, ", ".join(_SHAPES)),
+            ("warmup_share", number(self.warmup_share), "between 0 and 1"),
+            ("anneal_share", number(self.anneal_share), "between 0 and 1"),
+            ("anneal_share", shares and self.anneal_share >= self.warmup_share, "at least warmup_share"),
+            (
+                "stages",
+                number(self.stages, 2, 1000) and int(self.stages) == self.stages,
+                "a whole number, 2 to 1000",
+            ),
+            ("max_loss", number(self.max_loss, 0.0, 100.0) and self.max_loss > 0, "above 0"),
+        ]
+
+    def stage(self, step: int, max_steps: int) -> int:
+        """Stage of optimizer step ``step`` (from 1): 0 through the warm-up, ``stages - 1`` when lambda has arrived."""
+        begin, end = round(self.warmup_share * max_steps), round(self.anneal_share * max_steps)
+        if step <= begin:
+            return 0
+        if step >= end:
+            return self.stages - 1
+        return math.ceil((step - begin) / (end - begin) * (self.stages - 1))
+
+    def between(self, start: float, end: float, stage: int) -> float:
+        """Lambda of a stage on the way from ``start`` to ``end``, both reached exactly."""
+        share = stage / (self.stages - 1)
+        if share in (0.0, 1.0):
+            return (start, end)[int(share)]
+        if self.shape == "linear":
+            return start + share * (end - start)
+        if self.shape == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        return start * (end / start) ** share
+
+
+def _number(value: Any) -> Any:
+    """``1e5``, a string in YAML 1.1, as the number that it looks like."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+@dataclass(frozen=True)
+class LambdaPath:
+    """A schedule made concrete for one model: the first and last lambda of every norm, and what was measured."""
+
+    schedule: LambdaSchedule
+    starts: list[float]
+    ends: list[float]
+    measured: dict[str, Any]
+
+    def at(self, stage: int) -> float | list[float]:
+        """Lambda of a stage: a number, or one a norm where they differ."""
+        values = [self.schedule.between(a, b, stage) for a, b in zip(self.starts, self.ends, strict=True)]
+        return values[0] if len(set(values)) == 1 else values
+
+    def lines(self) -> list[str]:
+        """What was measured, for people."""
+        out = []
+        if "spreads" in self.measured:
+            spreads = self.measured["spreads"]
+            out.append(f"lambda: the norms' inputs have spreads from {min(spreads):.3g} to {max(spreads):.3g}")
+        if "auto_start" in self.measured:
+            found = self.measured
+            out.append(
+                f"lambda: start {found['auto_start']:g}, where {found['tokens']:,} training tokens cost "
+                f"{found['loss_at_start']:.4f} nats each against {found['loss_free']:.4f} uncompressed"
+            )
+        return out
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for files; ``from_dict`` is the inverse."""
+        return {"schedule": asdict(self.schedule), "starts": self.starts, "ends": self.ends, "measured": self.measured}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> LambdaPath:
+        return cls(LambdaSchedule(**value["schedule"]), value["starts"], value["ends"], value["measured"])
+
+
+class AnnealLambda(TrainerCallback):
+    """Set the lambda of each step's stage on the model's norms and in its config; a function of the step alone.
+
+    So a resumed run goes on where it was, every checkpoint's config says the lambda it was saved at, and a compiled
+    model, which is compiled for one lambda, is compiled again at most once a stage.
+    """
+
+    def __init__(self, model: nn.Module, path: LambdaPath) -> None:
+        self.model, self.path = model, path
+        self._stage: int | None = None
+
+    @property
+    def norm_lambda(self) -> float | list[float]:
+        """The lambda that is set now."""
+        return self.path.at(self._stage or 0)
+
+    def set(self, step: int, max_steps: int) -> None:
+        """Make the model what it is during step ``step`` (from 1)."""
+        stage = self.path.schedule.stage(step, max_steps)
+        if stage != self._stage:
+            self._stage = stage
+            set_norm_lambda(self.model, self.path.at(stage))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.torch_compile:
+            limits = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, self.path.schedule.stages + 8)
+        self.set(state.global_step or 1, state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.set(state.global_step + 1, state.max_steps)
+
+
+def plan_lambda(model: Any, schedule: LambdaSchedule, end: float | list[float], ids: Tensor) -> LambdaPath:
+    """Measure what a schedule leaves open, and fix every norm's way. Leaves the model at its first lambda.
+
+    Args:
+        model: with IBNorm inside, as it is before training.
+        schedule: as the recipe says it.
+        end: target lambda, a number or one a norm in module order, in the schedule's unit.
+        ids: (blocks, length) int64 tokens of the training data, only read where something must be measured.
+
+    Raises:
+        UserError: the model has no IBNorm, the list has the wrong length, or no lambda keeps ``max_loss``.
+    """
+    count = len(_ibnorms(model))
+    ends = list(end) if isinstance(end, list) else [end] * count
+    measured: dict[str, Any] = {}
+    try:
+        set_norm_lambda(model, FREE_OF_COMPRESSION)
+    except ValueError as error:
+        raise UserError(f"norm_lambda_schedule: {error}") from None
+    if len(ends) != count:
+        raise UserError(f"norm_lambda lists {len(ends)} values, but the model has {count} norms")
+    spreads = [1.0] * count
+    if schedule.unit == "spread":
+        spreads = measured["spreads"] = measure_spreads(model, ids)
+    start = schedule.start
+    if not isinstance(start, int | float):
+        start, found = _search(model, spreads, schedule.max_loss, ids)
+        measured |= found
+    elif start < max(ends):
+        raise UserError(f"norm_lambda_schedule: start {start:g} is below the target {max(ends):g}; lambda must fall")
+    last = [value * spread for value, spread in zip(ends, spreads, strict=True)]
+    # A model that already bears its target has nowhere to fall from.
+    first = [max(float(start) * spread, value) for spread, value in zip(spreads, last, strict=True)]
+    path = LambdaPath(schedule, first, last, measured)
+    set_norm_lambda(model, path.at(0))
+    return path
+
+
+def _ibnorms(model: nn.Module) -> list[list[nn.Module]]:
+    return [modules for _, modules in iter_norms(model) if isinstance(modules[0], IBNorm)]
+
+
+@torch.no_grad()
+def measure_spreads(model: Any, ids: Tensor) -> list[float]:
+    """Root mean square of d = x - mean(x) at each norm, in module order, over ids (blocks, length)."""
+    norms = [modules[-1] for modules in _ibnorms(model)]  # the last is the one in use, under an adapter
+    sums = [[0.0, 0] for _ in norms]
+
+    def watch(total: list[float]) -> Any:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].float()
+            total[0] += (x - x.mean(-1, keepdim=True)).square().sum().item()
+            total[1] += x.numel()
+
+        return add
+
+    hooks = [norm.register_forward_pre_hook(watch(total)) for norm, total in zip(norms, sums, strict=True)]
+    try:
+        nats_per_token(model, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [math.sqrt(square / size) if size and square else 1.0 for square, size in sums]
+
+
+def _search(model: Any, spreads: list[float], max_loss: float, ids: Tensor) -> tuple[float, dict[str, Any]]:
+    """Bisection on log lambda; the loss is taken to fall as lambda grows, which it does until it no longer matters."""
+
+    def loss(scale: float) -> float:
+        set_norm_lambda(model, [scale * spread for spread in spreads])
+        return nats_per_token(model, ids)
+
+    free = loss(FREE_OF_COMPRESSION / max(spreads))
+    low, high = math.log(_LOWEST), math.log(FREE_OF_COMPRESSION / max(spreads))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if loss(math.exp(middle)) - free <= max_loss else (middle, high)
+    start = float(f"{math.exp(high):.3g}")
+    return start, {"auto_start": start, "loss_free": free, "loss_at_start": loss(start), "tokens": ids.numel()}
+
+
+@torch.no_grad()
+def nats_per_token(model: Any, ids: Tensor) -> float:
+    """Mean negative log likelihood over ids (blocks, length), a block at a time, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    for row in ids:
+        row = row[None].to(next(model.parameters()).device)
+        logits = model(input_ids=row, use_cache=False).logits.float()
+        total += nn.functional.cross_entropy(logits[0, :-1], row[0, 1:]).item()
+    model.train(was_training)
+    return total / len(ids)

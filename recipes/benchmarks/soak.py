@@ -4,9 +4,10 @@
     nohup python recipes/benchmarks/soak.py --minutes 30 --json recipes/benchmarks/results/soak.json > soak.log 2>&1 &
 
 Runs by itself and goes on after an interruption: start it again with the same --folder. First a few steps are timed to
-choose how many fill the minutes. Then the recipe is trained in four pieces: one stopped by SIGTERM, one by SIGKILL, one
-by SIGTERM, and the rest; resident memory is sampled once a second. Then it is trained again without a stop, and
-weights, moments, generators and log are compared bit for bit. So it takes about twice the minutes given.
+choose how many fill the minutes. Then the recipe is trained twice, side by side, with one thread each: in four pieces
+(one stopped by SIGTERM, one by SIGKILL, one by SIGTERM, and the rest), and without a stop. Resident memory is sampled
+once a second; weights, moments, generators and log are compared bit for bit. Do not edit the package meanwhile: every
+piece imports it anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,8 @@ def train(folder: Path, steps: int, *, stop: signal.Signals | None = None, stop_
     begin = time.monotonic()
     samples: list[tuple[float, float]] = []
     with open(folder.with_suffix(".log"), "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=one_thread)
         while process.poll() is None:
             time.sleep(1)
             if size := resident_mib(process.pid):
@@ -124,17 +127,22 @@ def main() -> int:
         keep()
     steps = state["steps"]
     print(f"{steps} steps", flush=True)
+    beside = ThreadPoolExecutor(1)
+    whole = None if "whole" in state else beside.submit(train, given.folder / "whole", steps)
     while len(state["pieces"]) <= len(STOPS):
         number = len(state["pieces"])
         last = number == len(STOPS)
         at = steps * (number + 1) // (len(STOPS) + 1)
         piece = train(given.folder / "pieces", steps, stop=None if last else STOPS[number], stop_at=at)
         piece["ended_by"] = "the last step" if last else STOPS[number].name
+        if piece["exit_code"] not in (0, -signal.SIGKILL, 128 + signal.SIGTERM):
+            print(f"a piece failed; see {given.folder / 'pieces.log'}", file=sys.stderr)
+            return 1
         state["pieces"].append(piece)
         keep()
         print(f"piece {number + 1}: {piece['ended_by']} (exit code {piece['exit_code']})", flush=True)
-    if "whole" not in state:
-        state["whole"] = train(given.folder / "whole", steps)
+    if whole is not None:
+        state["whole"] = whole.result()
         keep()
     found = unlike(given.folder / "whole", given.folder / "pieces") if state["whole"]["exit_code"] == 0 else ["no run"]
     # The first minute is imports, compilation of the kernel and allocation.

@@ -145,6 +145,9 @@ def build_trained_model(recipe: Recipe, config: PreTrainedConfig, *, device: str
         model = build_model(config, device=device)
     else:
         model = _pretrained_model(recipe.model.pretrained, config)
+    if model.loss_type is None:
+        # GPT-2's class name tells transformers no loss, and Trainer would take a block's first label for a target.
+        model.loss_type = "ForCausalLM"
     return take_trained_part(model, recipe.model)
 
 

@@ -70,6 +70,7 @@ def _with_adapter(model: Any, arguments: ModelArguments) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
+            warnings.filterwarnings("ignore", "Unsupported layer type")  # LN-tuning copies a norm, whatever it is
             return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"adapter {arguments.adapter}: {' '.join(str(error).split())[:300]}") from None

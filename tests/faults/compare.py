@@ -46,7 +46,14 @@ def load(path: Path) -> Any:
         return torch.load(path, weights_only=True)
 
 
-STATE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "ibnorm_state.json")
+STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "ibnorm_state.json")
+
+
+def weights(*folders: Path) -> list[str]:
+    """Names of the weight files in any of the folders: of a model, or of an adapter."""
+    names = {path.name for folder in folders for path in folder.glob("*.safetensors")}
+    assert names, f"no weights in {folders}"
+    return sorted(names)
 
 
 def unlike(one: Path, two: Path) -> list[str]:
@@ -59,8 +66,9 @@ def unlike(one: Path, two: Path) -> list[str]:
         found.append(f"checkpoints {sorted(a)} and {sorted(b)}")
     for step in a.keys() & b.keys():
         verify(b[step])
-        found += [f"checkpoint-{step}/{name}" for name in STATE if not same(load(a[step] / name), load(b[step] / name))]
-    for name in ("model/model.safetensors", "eval/validation.json"):
+        names = (*STATE, *weights(a[step], b[step]))
+        found += [f"checkpoint-{step}/{name}" for name in names if not same(load(a[step] / name), load(b[step] / name))]
+    for name in [*(f"model/{name}" for name in weights(one / "model", two / "model")), "eval/validation.json"]:
         if not same(load(one / name), load(two / name)):
             found.append(name)
     if (one / "eval/sample.txt").read_text() != (two / "eval/sample.txt").read_text():

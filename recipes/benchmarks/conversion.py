@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to put IBNorm into a pretrained model: validation loss against tokens seen, over one budget of tokens.
+
+    python recipes/benchmarks/conversion.py run MODEL CORPUS --model_about "..." --corpus_about "..."
+    python recipes/benchmarks/conversion.py render
+
+`run` does the runs that `results/conversion.json` does not hold yet, each an `ibnorm-hf finetune` of a recipe under
+`recipes/finetune/`, and can be stopped at any time. The learning rate of every arm is the best of three over a short
+search with a seed, and so an order of samples, of its own; the search and the table are judged on the same held-out
+text, each arm alike. `render` draws `results/conversion.png` and writes the table between the markers of README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ibnorm_hf.training.paths import write_atomic, write_json
+from ibnorm_hf.training.run_folder import hardware
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "recipes" / "benchmarks" / "results" / "conversion.json"
+PICTURE = RESULTS.with_suffix(".png")
+MARKERS = ("<!-- conversion -->", "<!-- /conversion -->")
+
+NORM, TARGET = "ibnorm-l", 4.0
+BLOCK, BATCH, STEPS, SEARCH_STEPS, SEED, SEARCH_SEED = 256, 4, 128, 40, 1, 0
+VALIDATION_TOKENS, EVALUATIONS = 8192, 8
+KEPT = {"norm_type": "null", "norm_lambda_schedule": "null"}
+DIRECT = {"norm_lambda": str(TARGET), "norm_lambda_schedule": "null"}
+
+
+def annealed(**schedule: Any) -> dict[str, str]:
+    return {"norm_lambda_schedule": json.dumps({"end": TARGET, **schedule})}
+
+
+# Arm -> recipe, keys over it, learning rates to choose from. The last two stand on a model converted before.
+ARMS: dict[str, tuple[str, dict[str, str], tuple[float, ...]]] = {
+    "control: norms kept": ("full", KEPT, (3e-5, 1e-4, 3e-4)),
+    "direct swap": ("full", DIRECT, (1e-4, 3e-4, 1e-3)),
+    "annealed": ("full", annealed(), (1e-4, 3e-4, 1e-3)),
+    "norms only": ("norms", {}, (1e-3, 3e-3, 1e-2)),
+    "LoRA + norms": ("lora", {}, (1e-3, 3e-3, 1e-2)),
+}
+# Other ways down for the annealed arm, at its learning rate.
+SCHEDULES: dict[str, dict[str, str]] = {
+    "annealed, linear": annealed(shape="linear"),
+    "annealed, cosine": annealed(shape="cosine"),
+    "annealed, from 1e5": annealed(start=1e5),
+    "annealed until the end": annealed(anneal_share=1.0),
+    "annealed by half-time": annealed(anneal_share=0.5),
+}
+
+
+class Study:
+    """The runs under one folder and the results file that they end in."""
+
+    def __init__(self, model: str, corpus: str, folder: Path, workers: int) -> None:
+        self.model, self.corpus, self.folder, self.workers = model, corpus, folder, workers
+        self.results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
+        self.lock = threading.Lock()
+
+    def converted(self) -> str:
+        """The base of the adapters: the same swap, before training."""
+        target = self.folder / "converted"
+        if not target.exists():
+            words = ["convert", self.model, str(target), "--norm_type", NORM, "--norm_lambda", str(TARGET)]
+            subprocess.run([sys.executable, "-m", "ibnorm_hf.cli", *words], check=True, stdout=subprocess.DEVNULL)
+        return str(target)
+
+    def run(self, name: str, recipe: str, keys: dict[str, str], rate: float, *, steps: int, seed: int) -> float:
+        """Train, or find, one run; returns its last validation loss."""
+        if name not in self.results["runs"]:
+            output = self.folder / re.sub(r"[^a-z0-9.-]+", "_", name.lower())
+            begin = time.monotonic()
+            self._train(output, recipe, keys, rate, steps, seed)
+            with self.lock:
+                self.results["runs"][name] = {
+                    "learning_rate": rate,
+                    "steps": steps,
+                    "seed": seed,
+                    "minutes": round((time.monotonic() - begin) / 60, 1),
+                    **outcome(output),
+                }
+                write_json(RESULTS, self.results)
+                print(f"{name}: {self.results['runs'][name]['validation'][-1]}", flush=True)
+        return float(self.results["runs"][name]["validation"][-1]["loss"])
+
+    def _train(self, output: Path, recipe: str, keys: dict[str, str], rate: float, steps: int, seed: int) -> None:
+        values = {
+            "pretrained": self.model if recipe == "full" else self.converted(),
+            "corpus": self.corpus,
+            "output_dir": str(output),
+            "block_size": BLOCK,
+            "validation_tokens": VALIDATION_TOKENS,
+            "validation_fraction": 0.01,
+            "global_batch_size": BATCH,
+            "per_device_train_batch_size": BATCH,
+            "max_steps": steps,
+            "learning_rate": rate,
+            "warmup_steps": max(2, steps // 16),
+            "eval_steps": max(1, steps // EVALUATIONS),
+            "eval_on_start": "true",
+            "save_steps": steps,
+            "logging_steps": 4,
+            "seed": seed,
+            "bf16": "true",
+            "sample_prompt": "The",
+            **keys,
+        }
+        words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        command = [sys.executable, "-m", "ibnorm_hf.cli", "finetune", str(ROOT / f"recipes/finetune/{recipe}.yaml")]
+        with open(output.with_suffix(".log"), "w") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            subprocess.run([*command, *words], check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def best_rate(self, arm: str) -> float:
+        """The learning rate with the lowest loss of the short search."""
+        recipe, keys, rates = ARMS[arm]
+        losses = {
+            rate: self.run(f"search: {arm}, {rate:g}", recipe, keys, rate, steps=SEARCH_STEPS, seed=SEARCH_SEED)
+            for rate in rates
+        }
+        return min(losses, key=lambda rate: losses[rate])
+
+    def arm(self, arm: str) -> float:
+        recipe, keys, _ = ARMS[arm]
+        rate = self.best_rate(arm)
+        self.run(arm, recipe, keys, rate, steps=STEPS, seed=SEED)
+        return rate
+
+    def schedule(self, name: str) -> None:
+        rate = self.best_rate("annealed")
+        self.run(name, "full", SCHEDULES[name], rate, steps=STEPS, seed=SEED)
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What a run folder says: loss at every validation, parameters trained, bytes of saved weights, lambda."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    tokens_a_step = config["global_batch_size"] * config["block_size"]
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    validation = [
+        {"tokens": line["step"] * tokens_a_step, "loss": round(line["eval_loss"], 4)}
+        for line in lines
+        if "eval_loss" in line
+    ]
+    log = run.with_suffix(".log").read_text()
+    counts = re.search(r"trained: ([\d,]+) of ([\d,]+)", log) or re.search(r"norms?[^,]*, ([\d,]+)() parameters", log)
+    manifest = json.loads((run / "model" / "manifest.json").read_text())
+    return {
+        "validation": validation,
+        "trained": int(counts[1].replace(",", "")) if counts else None,
+        "saved_bytes": sum(p.stat().st_size for p in (run / "model").glob("*.safetensors")),
+        "start": manifest.get("norm_lambda", {}).get("measured", {}).get("auto_start"),
+    }
+
+
+def run_all(given: argparse.Namespace) -> None:
+    given.folder.mkdir(parents=True, exist_ok=True)
+    study = Study(given.model, given.corpus, given.folder, given.workers)
+    study.results |= {
+        "model": given.model_about,
+        "corpus": given.corpus_about,
+        "setting": {
+            "norm_type": NORM,
+            "norm_lambda": TARGET,
+            "block_size": BLOCK,
+            "tokens_a_step": BATCH * BLOCK,
+            "steps": STEPS,
+            "search_steps": SEARCH_STEPS,
+            "validation_tokens": VALIDATION_TOKENS,
+            "learning_rates": {arm: list(rates) for arm, (_, _, rates) in ARMS.items()},
+        },
+        "hardware": hardware(),
+    }
+    study.converted()
+    with ThreadPoolExecutor(given.workers) as pool:
+        list(pool.map(study.arm, [arm for arm in ARMS if not given.only or arm in given.only]))
+        list(pool.map(study.schedule, [name for name in SCHEDULES if not given.only or name in given.only]))
+
+
+def table(results: dict[str, Any]) -> str:
+    runs = results["runs"]
+    marks = sorted({point["tokens"] for name in runs if name in ARMS for point in runs[name]["validation"]})[::2]
+    header = ["arm", "trained", "saved MB", "rate", *(f"{mark // 1000}k" for mark in marks), "min"]
+    rows = []
+    for name in [n for n in (*ARMS, *SCHEDULES) if n in runs]:
+        run = runs[name]
+        losses = {point["tokens"]: point["loss"] for point in run["validation"]}
+        rows.append(
+            [
+                name,
+                f"{run['trained']:,}",
+                f"{run['saved_bytes'] / 1e6:.1f}",
+                f"{run['learning_rate']:g}",
+                *(f"{losses[mark]:.2f}" if mark in losses else "-" for mark in marks),
+                f"{run['minutes']:.0f}",
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def draw(results: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name in [n for n in ARMS if n in results["runs"]]:
+        points = results["runs"][name]["validation"]
+        axes.plot([p["tokens"] / 1000 for p in points], [p["loss"] for p in points], marker="o", label=name)
+    axes.set_xlabel("training tokens, thousands")
+    axes.set_ylabel("validation loss, nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(PICTURE, dpi=120)
+    plt.close(figure)
+
+
+def render() -> str:
+    """The text between the markers of README.md."""
+    results = json.loads(RESULTS.read_text())
+    setting, machine = results["setting"], results["hardware"]
+    budget = setting["steps"] * setting["tokens_a_step"]
+    return "\n".join(
+        [
+            f"{results['model']} on {results['corpus']}: norms swapped to {setting['norm_type']} at lambda "
+            f"{setting['norm_lambda']:g}, then {budget:,} training tokens in blocks of {setting['block_size']}, bf16 "
+            f"autocast, one thread of a shared machine of {machine['cpu_cores']} cores. Validation loss (nats a token, "
+            f"{setting['validation_tokens']:,} held-out tokens) against training tokens; one seed an arm, the learning "
+            f"rate the best of three over a search of {setting['search_steps']} steps with another seed "
+            "(`python recipes/benchmarks/conversion.py`; every run: `recipes/benchmarks/results/conversion.json`).",
+            "",
+            table(results),
+            "",
+            "![validation loss against tokens](recipes/benchmarks/results/conversion.png)",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs = parser.add_subparsers(required=True)
+    job = jobs.add_parser("run")
+    job.add_argument("model", help="folder, Hub name or GGUF file of a LLaMA")
+    job.add_argument("corpus", help="text file")
+    job.add_argument("--model_about", required=True, help="what the model is, for readers")
+    job.add_argument("--corpus_about", required=True, help="what the text is, for readers")
+    job.add_argument("--folder", type=Path, default=ROOT / "runs" / "conversion")
+    job.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each (default: %(default)s)")
+    job.add_argument("--only", nargs="*", help="names of arms and schedules")
+    job.set_defaults(do=run_all)
+    jobs.add_parser("render").set_defaults(do=None)
+    given = parser.parse_args()
+    if given.do is not None:
+        given.do(given)
+        return
+    readme = ROOT / "README.md"
+    draw(json.loads(RESULTS.read_text()))
+    pattern = re.compile(f"{MARKERS[0]}.*?{MARKERS[1]}", re.DOTALL)
+    write_atomic(readme, pattern.sub(lambda _: f"{MARKERS[0]}\n{render()}\n{MARKERS[1]}", readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()

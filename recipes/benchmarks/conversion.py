@@ -35,8 +35,8 @@ PICTURE = RESULTS.with_suffix(".png")
 MARKERS = ("<!-- conversion -->", "<!-- /conversion -->")
 
 NORM, TARGET = "ibnorm-l", 4.0
-BLOCK, BATCH, STEPS, SEARCH_STEPS, SEED, SEARCH_SEED = 256, 4, 128, 40, 1, 0
-VALIDATION_TOKENS, EVALUATIONS = 8192, 8
+BLOCK, BATCH, STEPS, SEARCH_STEPS, SEED, SEARCH_SEED = 256, 4, 96, 16, 1, 0
+VALIDATION_TOKENS, EVALUATIONS = 4096, 6
 KEPT = {"norm_type": "null", "norm_lambda_schedule": "null"}
 DIRECT = {"norm_lambda": str(TARGET), "norm_lambda_schedule": "null"}
 
@@ -98,6 +98,7 @@ class Study:
         return float(self.results["runs"][name]["validation"][-1]["loss"])
 
     def _train(self, output: Path, recipe: str, keys: dict[str, str], rate: float, steps: int, seed: int) -> None:
+        search = steps == SEARCH_STEPS
         values = {
             "pretrained": self.model if recipe == "full" else self.converted(),
             "corpus": self.corpus,
@@ -110,10 +111,13 @@ class Study:
             "max_steps": steps,
             "learning_rate": rate,
             "warmup_steps": max(2, steps // 16),
-            "eval_steps": max(1, steps // EVALUATIONS),
-            "eval_on_start": "true",
+            # The search is judged at its end alone, which every run validates.
+            "eval_strategy": "no" if search else "steps",
+            "eval_steps": steps // EVALUATIONS,
+            "eval_on_start": "false" if search else "true",
             "save_steps": steps,
             "logging_steps": 4,
+            "save_strategy": "no" if search else "steps",
             "seed": seed,
             "bf16": "true",
             "sample_prompt": "The",
@@ -155,6 +159,9 @@ def outcome(run: Path) -> dict[str, Any]:
         for line in lines
         if "eval_loss" in line
     ]
+    if not validation:
+        end = json.loads((run / "eval" / "validation.json").read_text())
+        validation = [{"tokens": end["tokens_seen"], "loss": round(end["loss"], 4)}]
     log = run.with_suffix(".log").read_text()
     counts = re.search(r"trained: ([\d,]+) of ([\d,]+)", log) or re.search(r"norms?[^,]*, ([\d,]+)() parameters", log)
     manifest = json.loads((run / "model" / "manifest.json").read_text())

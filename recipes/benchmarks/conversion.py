@@ -125,7 +125,7 @@ class Study:
         }
         words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "ibnorm_hf.cli", "finetune", str(ROOT / f"recipes/finetune/{recipe}.yaml")]
-        with open(output.with_suffix(".log"), "w") as log:
+        with open(log_of(output), "w") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             subprocess.run([*command, *words], check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
@@ -149,6 +149,11 @@ class Study:
         self.run(name, "full", SCHEDULES[name], rate, steps=STEPS, seed=SEED)
 
 
+def log_of(run: Path) -> Path:
+    """What a run printed; beside its folder, which must be empty when it begins."""
+    return run.with_name(f"{run.name}.log")
+
+
 def outcome(run: Path) -> dict[str, Any]:
     """What a run folder says: loss at every validation, parameters trained, bytes of saved weights, lambda."""
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -162,7 +167,7 @@ def outcome(run: Path) -> dict[str, Any]:
     if not validation:
         end = json.loads((run / "eval" / "validation.json").read_text())
         validation = [{"tokens": end["tokens_seen"], "loss": round(end["loss"], 4)}]
-    log = run.with_suffix(".log").read_text()
+    log = log_of(run).read_text()
     counts = re.search(r"trained: ([\d,]+) of ([\d,]+)", log) or re.search(r"norms?[^,]*, ([\d,]+)() parameters", log)
     manifest = json.loads((run / "model" / "manifest.json").read_text())
     return {

@@ -21,7 +21,7 @@ from .scrub import scrub
 class Facts:
     """The files of a run as plain values; empty where a file is absent. Local paths are cut already.
 
-    ``base`` names the model whose adapter was merged into this one.
+    ``base`` names the model that this one was trained from, or whose adapter was merged into it.
     """
 
     name: str
@@ -86,9 +86,11 @@ def read_facts(source: str | Path, merged: Path | None = None) -> Facts:
         facts[key] = scrub(read_json(path)) if path.is_file() else {}
     facts["leaderboard"] = _first_model(facts["leaderboard"], scores / "leaderboard.json")
     _check_rows(facts["comparison"], scores / "comparison.json")
+    recipe = _recipe(source / "config.yaml")
+    facts["base"] = base or recipe.get("pretrained")
     return Facts(
         **facts,
-        recipe=_recipe(source / "config.yaml"),
+        recipe=recipe,
         unscored=not facts["leaderboard"] and any(scores.glob("**/results_*.json")),
         metrics=_lines(source / "metrics.jsonl"),
         sample=scrub((scores / "sample.txt").read_text("utf-8").strip()) if (scores / "sample.txt").is_file() else "",

@@ -89,3 +89,35 @@ def test_schedule_of_the_table():
         assert content["token_budget"] == steps * 512 * 256  # one epoch, no repeated text
         assert content["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
         assert content["weight_decay"] == 0
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("base")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=128, **sizes)).save_pretrained(folder)
+    return folder
+
+
+# Trained parameters of that base: all; norms and rank-16 matrices on q_proj and v_proj; norms.
+TRAINED = {"full": 98_624, "lora": 5 * 64 + 2 * 2 * 2 * 64 * 16, "norms": 5 * 64}
+
+
+def test_the_table_of_fine_tuning_is_complete():
+    assert {p.stem for p in (ROOT / "finetune").glob("*.yaml")} == set(TRAINED)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_fine_tuning_recipes_plan_and_comment_every_key(name: str, base: Path, capsys):
+    path = ROOT / "finetune" / f"{name}.yaml"
+    plan = make_plan(load_recipe(path, ["--pretrained", str(base)]))
+    assert plan.trained == TRAINED[name]
+    assert main(["finetune", str(path), "--pretrained", str(base), "--dry_run"]) == 0
+    assert ("frozen" in capsys.readouterr().out) == (name != "full")
+    text = path.read_text()
+    assert f"accelerate launch recipes/finetune.py recipes/finetune/{name}.yaml" in text.split("\n\npretrained")[0]
+    for line in text.splitlines():
+        if re.match(r"\s*\w+:", line):
+            assert re.search(r"  # .{12}", line), line

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -78,6 +79,7 @@ def _metadata(facts: Facts) -> ModelCardData:
         eval_results=results or None,
         language="en" if embedded else None,
         license=None if facts.base else "apache-2.0",  # what was made from another's weights has their licence
+        base_model=facts.base if _on_the_hub(facts.base) else None,
         library_name="transformers",
         pipeline_tag=_task(facts)[1],
         # A vanilla baseline is no IBNorm model, and must not be found as one.
@@ -85,6 +87,11 @@ def _metadata(facts: Facts) -> ModelCardData:
         datasets=[corpus["name"]] if corpus.get("kind") == "hub" else None,
         metrics=sorted({r.metric_type for r in results}) or None,
     )
+
+
+def _on_the_hub(name: str | None) -> bool:
+    """Whether a base can be a name on the Hub: ``owner/name``, and no folder here."""
+    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
         "name": facts.name,
         "model_id": model_id,
         "summary": f"A `{model_type}` model of {facts.parameters:,} parameters with {norm['label']}, by `ibnorm_hf`."
-        + (f" A PEFT adapter, merged into its base model `{facts.base}`, whose licence goes on." if facts.base else ""),
+        + (f" Made from `{facts.base}`, whose licence goes on." if facts.base else ""),
         "overview": _overview(facts),
         "auto_class": _task(facts)[0],
         "import_ours": ours,

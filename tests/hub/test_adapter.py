@@ -96,7 +96,7 @@ def test_push_publishes_the_merged_model_with_a_card_that_names_the_base(adapter
     assert not any("adapter" in name for name in pushed.files)
     exported = export(made, tmp_path / "export")
     card = ModelCard.load(write_card(made, target=exported))
-    assert "merged into its base model `model`" in card.text and card.data.license is None
+    assert "Made from `model`, whose licence goes on." in card.text and card.data.license is None
     parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(run / "model").parameters())
     assert f"{parameters:,}" in card.text and str(tmp_path) not in card.content
     assert main(["card", str(made)]) == 2

@@ -73,6 +73,16 @@ def test_a_card_has_every_section_and_reads_back(run):
     assert not (run / "model" / ".eval_results").exists()  # nothing was measured on a data set of the Hub
 
 
+def test_a_fine_tune_names_what_it_was_made_from(run):
+    path = run / "config.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    for name, base_model in (("owner/base", "owner/base"), ("/home/somebody/base", None)):
+        path.write_text(yaml.safe_dump({**recipe, "pretrained": name}))
+        card = ModelCard.load(write_card(run))
+        assert card.data.license is None and card.data.base_model == base_model
+        assert "whose licence goes on" in card.text and "/home/somebody" not in card.content
+
+
 def test_the_same_files_give_the_same_card(run):
     first = write_card(run).read_bytes()
     assert write_card(run).read_bytes() == first

@@ -5,7 +5,7 @@
     python recipes/benchmarks/conversion.py render
 
 `run` does the runs that `results/conversion.json` does not hold yet, each an `ibnorm-hf finetune` of a recipe under
-`recipes/finetune/`, and can be stopped at any time. The learning rate of every arm is the best of three over a short
+`recipes/finetune/`, and can be stopped at any time. The learning rate of every arm is the best of two or three over a short
 search with a seed, and so an order of samples, of its own; the search and the table are judged on the same held-out
 text, each arm alike. `render` draws `results/conversion.png` and writes the table between the markers of README.md.
 """
@@ -35,13 +35,14 @@ PICTURE = RESULTS.with_suffix(".png")
 MARKERS = ("<!-- conversion -->", "<!-- /conversion -->")
 
 NORM, TARGET = "ibnorm-l", 4.0
-BLOCK, BATCH, STEPS, SEARCH_STEPS, SEED, SEARCH_SEED = 256, 4, 96, 16, 1, 0
-VALIDATION_TOKENS, EVALUATIONS = 4096, 6
+BLOCK, BATCH, STEPS, SEARCH_STEPS, SEED, SEARCH_SEED = 256, 4, 64, 16, 1, 0
+VALIDATION_TOKENS, EVALUATIONS = 4096, 4
 KEPT = {"norm_type": "null", "norm_lambda_schedule": "null"}
 DIRECT = {"norm_lambda": str(TARGET), "norm_lambda_schedule": "null"}
 
 
 def annealed(**schedule: Any) -> dict[str, str]:
+    """A schedule down to the target, unless another end is given."""
     return {"norm_lambda_schedule": json.dumps({"end": TARGET, **schedule})}
 
 
@@ -50,16 +51,17 @@ ARMS: dict[str, tuple[str, dict[str, str], tuple[float, ...]]] = {
     "control: norms kept": ("full", KEPT, (3e-5, 1e-4, 3e-4)),
     "direct swap": ("full", DIRECT, (1e-4, 3e-4, 1e-3)),
     "annealed": ("full", annealed(), (1e-4, 3e-4, 1e-3)),
-    "norms only": ("norms", {}, (1e-3, 3e-3, 1e-2)),
-    "LoRA + norms": ("lora", {}, (1e-3, 3e-3, 1e-2)),
+    "norms only": ("norms", {}, (3e-3, 1e-2)),
+    "LoRA + norms": ("lora", {}, (1e-3, 3e-3)),
 }
-# Other ways down for the annealed arm, at its learning rate.
-SCHEDULES: dict[str, dict[str, str]] = {
-    "annealed, linear": annealed(shape="linear"),
-    "annealed, cosine": annealed(shape="cosine"),
-    "annealed, from 1e5": annealed(start=1e5),
-    "annealed until the end": annealed(anneal_share=1.0),
-    "annealed by half-time": annealed(anneal_share=0.5),
+# Other ways down and other targets, each at the learning rate of the arm that it varies.
+VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
+    "annealed by half-time": ("annealed", annealed(anneal_share=0.5)),
+    "annealed, linear": ("annealed", annealed(shape="linear")),
+    "direct swap, lambda 300": ("direct swap", {**DIRECT, "norm_lambda": "300"}),
+    "annealed to lambda 300": ("annealed", annealed(end=300)),
+    "direct swap, 10 spreads a norm": ("direct swap", annealed(start=10, end=10, unit="spread")),
+    "annealed to 10 spreads a norm": ("annealed", annealed(end=10, unit="spread")),
 }
 
 
@@ -144,9 +146,9 @@ class Study:
         self.run(arm, recipe, keys, rate, steps=STEPS, seed=SEED)
         return rate
 
-    def schedule(self, name: str) -> None:
-        rate = self.best_rate("annealed")
-        self.run(name, "full", SCHEDULES[name], rate, steps=STEPS, seed=SEED)
+    def variant(self, name: str) -> float:
+        arm, keys = VARIANTS[name]
+        return self.run(name, "full", keys, self.best_rate(arm), steps=STEPS, seed=SEED)
 
 
 def log_of(run: Path) -> Path:
@@ -199,7 +201,7 @@ def run_all(given: argparse.Namespace) -> None:
     study.converted()
     with ThreadPoolExecutor(given.workers) as pool:
         list(pool.map(study.arm, [arm for arm in ARMS if not given.only or arm in given.only]))
-        list(pool.map(study.schedule, [name for name in SCHEDULES if not given.only or name in given.only]))
+        list(pool.map(study.variant, [name for name in VARIANTS if not given.only or name in given.only]))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -207,7 +209,7 @@ def table(results: dict[str, Any]) -> str:
     marks = sorted({point["tokens"] for name in runs if name in ARMS for point in runs[name]["validation"]})[::2]
     header = ["arm", "trained", "saved MB", "rate", *(f"{mark // 1000}k" for mark in marks), "min"]
     rows = []
-    for name in [n for n in (*ARMS, *SCHEDULES) if n in runs]:
+    for name in [n for n in (*ARMS, *VARIANTS) if n in runs]:
         run = runs[name]
         losses = {point["tokens"]: point["loss"] for point in run["validation"]}
         rows.append(
@@ -252,7 +254,7 @@ def render() -> str:
             f"{setting['norm_lambda']:g}, then {budget:,} training tokens in blocks of {setting['block_size']}, bf16 "
             f"autocast, one thread of a shared machine of {machine['cpu_cores']} cores. Validation loss (nats a token, "
             f"{setting['validation_tokens']:,} held-out tokens) against training tokens; one seed an arm, the learning "
-            f"rate the best of three over a search of {setting['search_steps']} steps with another seed "
+            f"rate the best of two or three over a search of {setting['search_steps']} steps with another seed "
             "(`python recipes/benchmarks/conversion.py`; every run: `recipes/benchmarks/results/conversion.json`).",
             "",
             table(results),
@@ -272,7 +274,7 @@ def main() -> None:
     job.add_argument("--corpus_about", required=True, help="what the text is, for readers")
     job.add_argument("--folder", type=Path, default=ROOT / "runs" / "conversion")
     job.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each (default: %(default)s)")
-    job.add_argument("--only", nargs="*", help="names of arms and schedules")
+    job.add_argument("--only", nargs="*", help="names of arms and variants")
     job.set_defaults(do=run_all)
     jobs.add_parser("render").set_defaults(do=None)
     given = parser.parse_args()

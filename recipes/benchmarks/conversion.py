@@ -5,9 +5,10 @@
     python recipes/benchmarks/conversion.py render
 
 `run` does the runs that `results/conversion.json` does not hold yet, each an `ibnorm-hf finetune` of a recipe under
-`recipes/finetune/`, and can be stopped at any time. The learning rate of every arm is the best of two or three over a short
-search with a seed, and so an order of samples, of its own; the search and the table are judged on the same held-out
-text, each arm alike. `render` draws `results/conversion.png` and writes the table between the markers of README.md.
+`recipes/finetune/`, and can be stopped at any time. The learning rate of every arm is the best of two or three over a
+short search with a seed, and so an order of samples, of its own; the search and the table are judged on the same
+held-out text, each arm alike. `render` draws `results/conversion.png` and writes the table between the markers of
+README.md.
 """
 
 from __future__ import annotations

@@ -119,6 +119,17 @@ def test_two_processes_with_joint_statistics_train_as_one(tmp_path):
     assert validation["loss"] == pytest.approx(alone.validation["loss"], rel=1e-4) and validation["images"] == 360
 
 
+@pytest.mark.parametrize("name", ["resnet/tiny", "vit/tiny"])
+def test_norms_alone_are_trained(name, tmp_path, capsys):
+    flags = ["--train_only", "norms", "--eval_strategy", "no"]
+    run(name, tmp_path / "one", *flags, "--max_steps", "1", "--learning_rate", "0", "--warmup_steps", "0")
+    run(name, tmp_path / "two", *flags, "--max_steps", "1", "--learning_rate", "0.1", "--warmup_steps", "0")
+    assert "the rest frozen" in capsys.readouterr().out
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    moved = {key for key in one if not torch.equal(one[key], two[key])}
+    assert moved == {key for key in one if "norm" in key and key.endswith(("weight", "bias"))}
+
+
 def test_micro_batches_are_averaged(tmp_path):
     """ViT sees each image alone, so 4 x 16 images are 64."""
     keys = ["--augmentation", "plain", "--optim", "sgd", "--learning_rate", "0.1"]

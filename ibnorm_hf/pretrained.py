@@ -34,16 +34,19 @@ def load_pretrained(source: str) -> Pretrained:
     """Load whatever transformers loads: a folder, a Hub id, or a GGUF file (alone in its folder, or named).
 
     Raises:
-        UserError: nothing there, or transformers cannot load it.
+        UserError: nothing there, transformers cannot load it, or weights are missing.
     """
     where, options = _locate(source)
     config = load_config(source)
     name = (config.architectures or [""])[0]
-    cls = getattr(transformers, name, None) or getattr(ibnorm_hf, name, None) or AutoModelForCausalLM
+    cls: Any = getattr(transformers, name, None) or getattr(ibnorm_hf, name, None) or AutoModelForCausalLM
     try:
-        model = cls.from_pretrained(where, dtype=torch.float32, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        model, info = cls.from_pretrained(where, dtype=torch.float32, output_loading_info=True, **options)
+    except Exception as error:  # transformers and safetensors raise whatever their parts raise
         raise _not_loaded(source, error) from None
+    if missing := info["missing_keys"]:
+        # They would be random numbers, and the model would be taken for a pretrained one.
+        raise UserError(f"{source} lacks {len(missing)} weights of {cls.__name__}, first {min(missing)}")
     if options:
         # GGUF weights come dequantized, in a model that transformers still takes for quantized: it could not be saved.
         plain = type(model)(config)
@@ -59,7 +62,7 @@ def load_config(source: str) -> PreTrainedConfig:
     where, options = _locate(source)
     try:
         return AutoConfig.from_pretrained(where, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except Exception as error:  # as above
         raise _not_loaded(source, error) from None
 
 
@@ -70,6 +73,11 @@ def load_tokenizer(source: str) -> Any:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_gguf(source: str) -> bool:
+    """Whether a pretrained model is a GGUF file, which transformers finds by an option only."""
+    return bool(_locate(source)[1])
 
 
 def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfig | None:

@@ -36,7 +36,8 @@ class LambdaSchedule:
             most ``max_loss`` nats a token above that of lambda 1e8.
         end: lambda of the last stage; None is the recipe's norm_lambda, or the variant's default.
         unit: ``absolute``, or ``spread``: start and end are multiples of each norm's own spread, the root mean square
-            of x - mean(x) over training blocks before training, which gives every norm a lambda of its own.
+            of x - mean(x) over training blocks before training, which gives every norm a lambda of its own. (In the
+            standardize-first order it is measured after standardizing, and so about 1.)
         shape: how lambda falls between them: ``log`` by equal factors, ``linear`` by equal steps, ``cosine`` by
             factors that are small at both ends.
         warmup_share: share of the steps spent at ``start`` before lambda falls.
@@ -202,7 +203,9 @@ class AnnealLambda(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.torch_compile:
             limits = torch._dynamo.config
-            limits.recompile_limit = max(limits.recompile_limit, self.path.schedule.stages + 8)
+            wanted = 2 * int(self.path.schedule.stages) + 8  # validation is compiled for its lambda, too
+            limits.recompile_limit = max(limits.recompile_limit, wanted)
+            limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, wanted)
         self.set(state.global_step or 1, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -219,7 +222,7 @@ def plan_lambda(model: Any, schedule: LambdaSchedule, end: float | list[float], 
         ids: (blocks, length) int64 tokens of the training data, only read where something must be measured.
 
     Raises:
-        UserError: the model has no IBNorm, the list has the wrong length, or no lambda keeps ``max_loss``.
+        UserError: the model has no IBNorm, the list has the wrong length, or ``start`` is below the target.
     """
     count = len(_ibnorms(model))
     ends = list(end) if isinstance(end, list) else [end] * count
@@ -252,16 +255,25 @@ def _ibnorms(model: nn.Module) -> list[list[nn.Module]]:
 
 
 @torch.no_grad()
+def to_compress(norm: IBNorm, x: Tensor) -> Tensor:
+    """What a norm holds against lambda, in fp32: x - mean(x), standardized as well for the standardize-first order."""
+    d = x.float() - x.float().mean(-1, keepdim=True)
+    if norm.norm_order == "standardize-first":
+        d = d * torch.rsqrt(d.square().mean(-1, keepdim=True) + norm.eps)
+    return d
+
+
+@torch.no_grad()
 def measure_spreads(model: Any, ids: Tensor) -> list[float]:
-    """Root mean square of d = x - mean(x) at each norm, in module order, over ids (blocks, length)."""
+    """Root mean square of what each norm compresses, in module order, over ids (blocks, length)."""
     norms = [modules[-1] for modules in _ibnorms(model)]  # the last is the one in use, under an adapter
     sums = [[0.0, 0] for _ in norms]
 
     def watch(total: list[float]) -> Any:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].float()
-            total[0] += (x - x.mean(-1, keepdim=True)).square().sum().item()
-            total[1] += x.numel()
+        def add(module: IBNorm, inputs: tuple[Tensor, ...]) -> None:
+            d = to_compress(module, inputs[0])
+            total[0] += d.square().sum().item()
+            total[1] += d.numel()
 
         return add
 
@@ -286,7 +298,7 @@ def _search(model: Any, spreads: list[float], max_loss: float, ids: Tensor) -> t
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if loss(math.exp(middle)) - free <= max_loss else (middle, high)
-    start = float(f"{math.exp(high):.3g}")
+    start = float(f"{1.005 * math.exp(high):.3g}")  # three digits, never below what was found
     return start, {"auto_start": start, "loss_free": free, "loss_at_start": loss(start), "tokens": ids.numel()}
 
 

@@ -143,7 +143,9 @@ class RunArguments(TrainingArguments):
             "null never does."
         },
     )
-    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop; downloads and writes nothing."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print the plan and stop; reads no data and no weights, writes nothing."}
+    )
     sample_prompt: str = field(default="The", metadata={"help": "Start of the text generated at the end."})
 
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})

@@ -178,10 +178,11 @@ def lambda_schedule(recipe: Recipe, config: PreTrainedConfig) -> tuple[LambdaSch
     norm = getattr(config, "norm_type", None)
     if norm not in list_compressions():
         raise UserError(f"norm_lambda_schedule: {norm or 'the model'} compresses nothing; give norm_type ibnorm-l, say")
-    wanted = config.norm_lambda
-    if schedule.end is not None and wanted is not None and schedule.end != wanted:
-        raise UserError(f"norm_lambda is {wanted} and norm_lambda_schedule.end {schedule.end}; give only one of them")
-    return schedule, next(v for v in (schedule.end, wanted, get_compression(norm).default_lambda) if v is not None)
+    given = recipe.model.norm_lambda  # that of a pretrained config may be where an earlier conversion has stopped
+    if schedule.end is not None and given is not None and schedule.end != given:
+        raise UserError(f"norm_lambda is {given} and norm_lambda_schedule.end {schedule.end}; give only one of them")
+    ends = (schedule.end, config.norm_lambda, get_compression(norm).default_lambda)
+    return schedule, next(v for v in ends if v is not None)
 
 
 def vocab_size(recipe: Recipe) -> int:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from ..modeling.norms import IBNorm
 from ..modeling.replace import iter_norms
-from .anneal import AnnealLambda
+from .anneal import AnnealLambda, to_compress
 from .errors import UserError
 from .paths import write_atomic
 
@@ -28,8 +28,8 @@ from .paths import write_atomic
 class CompressionShares:
     """Share of activations with |d| > lambda at each IBNorm, measured on the steps that are logged.
 
-    d is what the compression sees: x - mean(x), standardized as well for the standardize-first order.
-    A share near 0 means that the norm is a LayerNorm in all but name; the hooks only read.
+    d is what the compression sees, ``to_compress``. A share near 0 means that the norm is a LayerNorm in all but
+    name; the hooks only read.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,10 +44,7 @@ class CompressionShares:
         def measure(module: IBNorm, inputs: tuple[Tensor, ...]) -> None:
             if self.active and module.training:
                 with torch.no_grad():
-                    x = inputs[0].detach().float()
-                    d = x - x.mean(-1, keepdim=True)
-                    if module.norm_order == "standardize-first":
-                        d = d * torch.rsqrt(d.square().mean(-1, keepdim=True) + module.eps)
+                    d = to_compress(module, inputs[0])
                     self._sums.setdefault(name, []).append((d.abs() > module.norm_lambda).float().mean())
 
         return measure

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
@@ -46,7 +47,7 @@ class Result:
 
 
 def print_plan(recipe: Recipe) -> None:
-    """The `--dry_run` of a recipe: no data, no download, no file."""
+    """The `--dry_run` of a recipe: no data, no weights, no file."""
     for line in plan_lines(make_plan(recipe)):
         print(line)
 
@@ -236,7 +237,8 @@ def _annealing(
         # Spread over the corpus: its first blocks may be all of one kind.
         count = len(data.train)
         rows = data.train[sorted({i * count // _CALIBRATION_BLOCKS for i in range(_CALIBRATION_BLOCKS)})][COLUMN]
-        path = plan_lambda(model, *found, unpack(rows)[0])
+        # Rounding may differ between the machines of a run, and its processes must agree on lambda.
+        path = broadcast_object_list([plan_lambda(model, *found, unpack(rows)[0])])[0]
         for line in path.lines():
             say(line)
     trainer.facts["norm_lambda"] = path.as_dict()

@@ -261,7 +261,8 @@ def _check_start(recipe: Recipe, where: dict[str, str], default: str) -> None:
     pretrained = model.pretrained is not None
     if model.norm_lambda is not None and len(model.norm_lambda) == 1:
         model.norm_lambda = model.norm_lambda[0]
-    swapped = [flag for flag in ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias") if flag in where]
+    flags = ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias")
+    swapped = any(getattr(model, flag) is not None for flag in flags)
     whole = "adapter" if model.adapter is not None else "pretrained"
     rules = [
         (whole, text or not (pretrained or model.adapter), "is for language models"),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..modeling.replace import iter_norms
+from ..pretrained import is_gguf
 from .arguments import ModelArguments
 from .errors import UserError
 
@@ -50,6 +51,11 @@ def trained_counts(model: nn.Module) -> tuple[int, int]:
 def _with_adapter(model: Any, arguments: ModelArguments) -> Any:
     from peft import LNTuningConfig, LoraConfig, TaskType, get_peft_model
 
+    if is_gguf(str(arguments.pretrained)):
+        raise UserError(
+            f"an adapter finds its base by name, which {arguments.pretrained}, a GGUF file, does not have: make it a "
+            "folder by `ibnorm-hf convert`, and give that as `pretrained`"
+        )
     norms = sorted({path.rpartition(".")[2] for path, _ in iter_norms(model)})
     config: Any
     if arguments.adapter == "norms":

@@ -2,20 +2,28 @@
 """Training from pretrained weights: whole, with other norms, norms alone, adapters; exact resume of each."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.hub.export import export
 from ibnorm_hf.modeling.norms import IBNorm
+from ibnorm_hf.modeling.replace import iter_norms
+from ibnorm_hf.pretrained import load_pretrained
 from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training.anneal import measure_spreads
+from ibnorm_hf.training.arguments import ModelArguments
+from ibnorm_hf.training.build import lambda_schedule
 from ibnorm_hf.training.errors import UserError
 from ibnorm_hf.training.plan import make_plan, plan_lines
-from ibnorm_hf.training.recipe import Recipe, load_recipe
+from ibnorm_hf.training.recipe import Recipe, load_recipe, resolved
+from ibnorm_hf.training.trained_part import take_trained_part
 from tests.faults.compare import load, unlike
 
 from .conftest import TINY
@@ -288,3 +296,47 @@ def test_a_resolved_recipe_is_a_recipe(make, tmp_path):
     job.pretrain(make("llama", *keys))
     job.pretrain(load_recipe(tmp_path / "run" / "config.yaml", ["--output_dir", str(tmp_path / "again")]))
     assert metrics(tmp_path / "run")[-1] == metrics(tmp_path / "again")[-1]
+
+
+def test_the_resolved_recipe_of_an_adapter_is_a_recipe(make, tmp_path):
+    content = resolved(make("ibnorm", "--adapter", "lora"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    assert resolved(load_recipe(tmp_path / "config.yaml", [])) == content
+
+
+def test_a_schedule_may_end_below_the_lambda_of_its_base(make):
+    recipe = make("ibnorm", "--norm_lambda_schedule", '{"start": 5, "end": 0.2}')
+    schedule, end = lambda_schedule(recipe, job.build_config(recipe))
+    assert schedule.start == 5 and end == 0.2
+    recipe = make("ibnorm", "--norm_lambda_schedule", '{"start": 5}')
+    assert lambda_schedule(recipe, job.build_config(recipe))[1] == 0.7
+
+
+@pytest.mark.parametrize("norm_order", ["compress-first", "standardize-first"])
+def test_a_spread_is_of_what_is_compressed(bases, norm_order):
+    model = AutoModelForCausalLM.from_pretrained(bases["ibnorm"])
+    for _, (norm,) in iter_norms(model):
+        norm.norm_order = norm_order
+    spreads = measure_spreads(model, torch.arange(5, 37).view(2, 16))
+    if norm_order == "standardize-first":
+        assert spreads == pytest.approx([1] * 5, rel=1e-2)
+    else:
+        assert len({round(spread, 2) for spread in spreads}) > 1
+
+
+def test_a_base_that_is_not_whole_is_refused(bases, tmp_path):
+    weights = load_file(bases["llama"] / "model.safetensors")
+    shutil.copytree(bases["llama"], tmp_path / "half")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"half lacks 1 weights of LlamaForCausalLM, first model\.layers\.1"):
+        load_pretrained(str(tmp_path / "half"))
+    (tmp_path / "half" / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="half cannot be loaded"):
+        load_pretrained(str(tmp_path / "half"))
+
+
+def test_an_adapter_on_a_gguf_file_is_refused(tmp_path):
+    (tmp_path / "base.gguf").touch()
+    with pytest.raises(UserError, match="a GGUF file, does not have: make it a folder by `ibnorm-hf convert`"):
+        take_trained_part(None, ModelArguments(adapter="lora", pretrained=str(tmp_path / "base.gguf")))

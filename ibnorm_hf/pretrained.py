@@ -116,7 +116,8 @@ def _locate(source: str) -> tuple[str, dict[str, Any]]:
         return source, {}
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if len(files) != 1:
-        raise UserError(f"{source} holds no model: neither config.json nor exactly one .gguf file is there")
+        hint = f"; give {path / 'model'}" if (path / "model" / "config.json").is_file() else ""
+        raise UserError(f"{source} holds no model: neither config.json nor exactly one .gguf file is there{hint}")
     return str(files[0].parent), {"gguf_file": files[0].name}
 
 

@@ -7,12 +7,12 @@ pretrained model that survives the swap to LayerNorm can be led to any lambda in
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -57,15 +57,15 @@ class LambdaSchedule:
 
     @classmethod
     def parse(cls, value: Any) -> LambdaSchedule:
-        """From a mapping, or JSON of one.
+        """From a mapping, or YAML or JSON of one.
 
         Raises:
             UserError: not a mapping, an unknown key, or a value outside its domain.
         """
         if isinstance(value, str):
             try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
+                value = yaml.safe_load(value)
+            except (yaml.YAMLError, ValueError, RecursionError):
                 value = None
         if not isinstance(value, dict):
             raise UserError("key norm_lambda_schedule is a mapping, e.g. {start: auto, end: 4, stages: 20}")

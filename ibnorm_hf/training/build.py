@@ -76,10 +76,10 @@ def _pretrained_config(recipe: Recipe, source: str) -> PreTrainedConfig:
 def _checked_positions(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedConfig:
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and recipe.data.block_size > longest:
-        raise UserError(
-            f"block_size {recipe.data.block_size} exceeds the model's {longest} positions; "
-            "raise model.max_position_embeddings (GPT-2: model.n_positions)"
-        )
+        advice = "raise model.max_position_embeddings (GPT-2: model.n_positions)"
+        if recipe.model.pretrained is not None:
+            advice = "lower block_size"
+        raise UserError(f"block_size {recipe.data.block_size} exceeds the model's {longest} positions; {advice}")
     return config
 
 

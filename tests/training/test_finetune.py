@@ -265,7 +265,8 @@ def test_a_base_that_changed_is_refused(make, bases, tmp_path):
         (["--norm_type", "rmsnorm", "--norm_lambda_schedule", "{}"], "rmsnorm compresses nothing"),
         (["--norm_lambda_schedule", "falling"], "norm_lambda_schedule is a mapping"),
         (["--norm_lambda_schedule", '{"begin": 1}'], "unknown key 'norm_lambda_schedule.begin'"),
-        (["--norm_lambda_schedule", '{"stage": 5}'], "did you mean 'stages'"),
+        (["--norm_lambda_schedule", "{start: auto, stage: 5}"], "did you mean 'stages'"),
+        (["--block_size", 128], "exceeds the model's 64 positions; lower block_size"),
         (["--norm_lambda_schedule", '{"stages": 1}'], "stages must be a whole number"),
         (["--norm_lambda_schedule", '{"start": 0}'], "start must be auto, or above 0"),
         (["--norm_lambda_schedule", '{"end": "nan"}'], "end must be above 0"),
@@ -334,6 +335,13 @@ def test_a_base_that_is_not_whole_is_refused(bases, tmp_path):
     (tmp_path / "half" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="half cannot be loaded"):
         load_pretrained(str(tmp_path / "half"))
+
+
+def test_the_folder_of_a_run_is_no_base(bases):
+    run = bases["llama"].parent
+    with pytest.raises(UserError, match="holds no model") as error:
+        load_pretrained(str(run))
+    assert str(error.value).endswith(f"; give {run / 'model'}")
 
 
 def test_an_adapter_on_a_gguf_file_is_refused(tmp_path):

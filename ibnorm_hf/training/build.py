@@ -181,6 +181,10 @@ def lambda_schedule(recipe: Recipe, config: PreTrainedConfig) -> tuple[LambdaSch
     given = recipe.model.norm_lambda  # that of a pretrained config may be where an earlier conversion has stopped
     if schedule.end is not None and given is not None and schedule.end != given:
         raise UserError(f"norm_lambda is {given} and norm_lambda_schedule.end {schedule.end}; give only one of them")
+    if schedule.unit == "spread" and schedule.end is None and given is None and config.norm_lambda is not None:
+        raise UserError(
+            f"norm_lambda_schedule: give end, in spreads; the lambda of {recipe.model.pretrained} is absolute"
+        )
     ends = (schedule.end, config.norm_lambda, get_compression(norm).default_lambda)
     return schedule, next(v for v in ends if v is not None)
 

@@ -312,7 +312,7 @@ def test_a_schedule_may_end_below_the_lambda_of_its_base(make):
     recipe = make("ibnorm", "--norm_lambda_schedule", '{"start": 5}')
     assert lambda_schedule(recipe, job.build_config(recipe))[1] == 0.7
     recipe = make("ibnorm", "--norm_lambda_schedule", '{"unit": "spread"}')
-    with pytest.raises(UserError, match="give end, in spreads; the lambda of .* is absolute"):
+    with pytest.raises(UserError, match=r"give end, in spreads; the lambda of .* is absolute"):
         lambda_schedule(recipe, job.build_config(recipe))
 
 

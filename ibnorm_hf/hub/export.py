@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -73,7 +74,8 @@ def write_export(model: Path, target: Path, *, max_shard_size: str | int) -> Non
     parts = [model] if base is None else [model, base]  # what an adapter lacks is its base's
     if base is not None and base.is_dir():
         _verify_source(base)
-    loaded = _load(model) if base is None else merge(_load(base), model)
+    # An adapter was trained on its base in float32: rounding the base again would export another model.
+    loaded = _load(model) if base is None else merge(_load(base, dtype=torch.float32), model)
     _set_remote_code(loaded)
     loaded.save_pretrained(target, max_shard_size=max_shard_size)
     if getattr(loaded.config, "auto_map", None):
@@ -143,13 +145,13 @@ def _verify_source(model: Path) -> None:
                 raise UserError(f"{model} is damaged: {'; '.join(found)}", exit_code=1)
 
 
-def _load(folder: Path) -> PreTrainedModel:
+def _load(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a file, a bar is a page of lines
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         cls = _model_class(config, folder)
-        model, info = cls.from_pretrained(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
+        model, info = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except UserError:
         raise
     except Exception as error:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from ..modeling.norms import IBNorm
 from ..modeling.replace import iter_norms, set_norm_lambda
+from ..packed import IGNORED
 from .errors import UserError
 
 FREE_OF_COMPRESSION = 1e8  # a lambda at which every variant is LayerNorm to fp32 rounding
@@ -112,13 +113,16 @@ class LambdaSchedule:
         ]
 
     def stage(self, step: int, max_steps: int) -> int:
-        """Stage of optimizer step ``step`` (from 1): 0 through the warm-up, ``stages - 1`` when lambda has arrived."""
+        """Stage of optimizer step ``step`` (from 1): 0 through the warm-up, the last one from the arrival on.
+
+        Between them all stages are equally long, 0 included, which so lasts a stage longer than the warm-up.
+        """
         begin, end = round(self.warmup_share * max_steps), round(self.anneal_share * max_steps)
         if step <= begin:
             return 0
         if step >= end:
             return self.stages - 1
-        return math.ceil((step - begin) / (end - begin) * (self.stages - 1))
+        return (step - begin) * (int(self.stages) - 1) // (end - begin)
 
     def between(self, start: float, end: float, stage: int) -> float:
         """Lambda of a stage on the way from ``start`` to ``end``, both reached exactly."""
@@ -166,7 +170,7 @@ class LambdaPath:
                 f"lambda: start {found['auto_start']:g}, where {found['tokens']:,} training tokens cost "
                 f"{found['loss_at_start']:.4f} nats each against {found['loss_free']:.4f} uncompressed"
             )
-        return out
+        return [*out, f"lambda: from {_range(self.starts)} to {_range(self.ends)}"] if out else out
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for files; ``from_dict`` is the inverse."""
@@ -177,11 +181,16 @@ class LambdaPath:
         return cls(LambdaSchedule(**value["schedule"]), value["starts"], value["ends"], value["measured"])
 
 
+def _range(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g}...{high:.4g}"
+
+
 class AnnealLambda(TrainerCallback):
     """Set the lambda of each step's stage on the model's norms and in its config; a function of the step alone.
 
     So a resumed run goes on where it was, every checkpoint's config says the lambda it was saved at, and a compiled
-    model, which is compiled for one lambda, is compiled again at most once a stage.
+    model, which is compiled for one lambda, is compiled again at most once a stage (and once for its validation).
     """
 
     def __init__(self, model: nn.Module, path: LambdaPath) -> None:
@@ -212,14 +221,17 @@ class AnnealLambda(TrainerCallback):
         self.set(state.global_step + 1, state.max_steps)
 
 
-def plan_lambda(model: Any, schedule: LambdaSchedule, end: float | list[float], ids: Tensor) -> LambdaPath:
+def plan_lambda(
+    model: Any, schedule: LambdaSchedule, end: float | list[float], ids: Tensor, labels: Tensor
+) -> LambdaPath:
     """Measure what a schedule leaves open, and fix every norm's way. Leaves the model at its first lambda.
 
     Args:
         model: with IBNorm inside, as it is before training.
         schedule: as the recipe says it.
         end: target lambda, a number or one a norm in module order, in the schedule's unit.
-        ids: (blocks, length) int64 tokens of the training data, only read where something must be measured.
+        ids, labels: (blocks, length) int64 tokens of the training data, labels -100 where no loss falls; only read
+            where something must be measured.
 
     Raises:
         UserError: the model has no IBNorm, the list has the wrong length, or ``start`` is below the target.
@@ -235,10 +247,10 @@ def plan_lambda(model: Any, schedule: LambdaSchedule, end: float | list[float], 
         raise UserError(f"norm_lambda lists {len(ends)} values, but the model has {count} norms")
     spreads = [1.0] * count
     if schedule.unit == "spread":
-        spreads = measured["spreads"] = measure_spreads(model, ids)
+        spreads = measured["spreads"] = measure_spreads(model, ids, labels)
     start = schedule.start
     if not isinstance(start, int | float):
-        start, found = _search(model, spreads, schedule.max_loss, ids)
+        start, found = _search(model, spreads, schedule.max_loss, ids, labels)
         measured |= found
     elif start < max(ends):
         raise UserError(f"norm_lambda_schedule: start {start:g} is below the target {max(ends):g}; lambda must fall")
@@ -264,7 +276,7 @@ def to_compress(norm: IBNorm, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_spreads(model: Any, ids: Tensor) -> list[float]:
+def measure_spreads(model: Any, ids: Tensor, labels: Tensor) -> list[float]:
     """Root mean square of what each norm compresses, in module order, over ids (blocks, length)."""
     norms = [modules[-1] for modules in _ibnorms(model)]  # the last is the one in use, under an adapter
     sums = [[0.0, 0] for _ in norms]
@@ -279,19 +291,21 @@ def measure_spreads(model: Any, ids: Tensor) -> list[float]:
 
     hooks = [norm.register_forward_pre_hook(watch(total)) for norm, total in zip(norms, sums, strict=True)]
     try:
-        nats_per_token(model, ids)
+        nats_per_token(model, ids, labels)
     finally:
         for hook in hooks:
             hook.remove()
     return [math.sqrt(square / size) if size and square else 1.0 for square, size in sums]
 
 
-def _search(model: Any, spreads: list[float], max_loss: float, ids: Tensor) -> tuple[float, dict[str, Any]]:
+def _search(
+    model: Any, spreads: list[float], max_loss: float, ids: Tensor, labels: Tensor
+) -> tuple[float, dict[str, Any]]:
     """Bisection on log lambda; the loss is taken to fall as lambda grows, which it does until it no longer matters."""
 
     def loss(scale: float) -> float:
         set_norm_lambda(model, [scale * spread for spread in spreads])
-        return nats_per_token(model, ids)
+        return nats_per_token(model, ids, labels)
 
     free = loss(FREE_OF_COMPRESSION / max(spreads))
     low, high = math.log(_LOWEST), math.log(FREE_OF_COMPRESSION / max(spreads))
@@ -299,18 +313,22 @@ def _search(model: Any, spreads: list[float], max_loss: float, ids: Tensor) -> t
         middle = (low + high) / 2
         low, high = (low, middle) if loss(math.exp(middle)) - free <= max_loss else (middle, high)
     start = float(f"{1.005 * math.exp(high):.3g}")  # three digits, never below what was found
-    return start, {"auto_start": start, "loss_free": free, "loss_at_start": loss(start), "tokens": ids.numel()}
+    return start, {"auto_start": start, "loss_free": free, "loss_at_start": loss(start), "tokens": _targets(labels)}
 
 
 @torch.no_grad()
-def nats_per_token(model: Any, ids: Tensor) -> float:
-    """Mean negative log likelihood over ids (blocks, length), a block at a time, in evaluation mode."""
+def nats_per_token(model: Any, ids: Tensor, labels: Tensor) -> float:
+    """Mean negative log likelihood of a target over (blocks, length), a block at a time, in evaluation mode."""
     was_training = model.training
     model.eval()
     total = 0.0
-    for row in ids:
-        row = row[None].to(next(model.parameters()).device)
-        logits = model(input_ids=row, use_cache=False).logits.float()
-        total += nn.functional.cross_entropy(logits[0, :-1], row[0, 1:]).item()
+    device = next(model.parameters()).device
+    for row, wanted in zip(ids.to(device), labels.to(device), strict=True):
+        logits = model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
+        total += nn.functional.cross_entropy(logits, wanted[1:], ignore_index=IGNORED, reduction="sum").item()
     model.train(was_training)
-    return total / len(ids)
+    return total / _targets(labels)
+
+
+def _targets(labels: Tensor) -> int:
+    return int((labels[:, 1:] != IGNORED).sum())

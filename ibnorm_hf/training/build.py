@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from .. import registration  # noqa: F401
@@ -56,6 +57,12 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
 
 def _pretrained_config(recipe: Recipe, source: str) -> PreTrainedConfig:
     config = load_config(source)
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    stored = next(iter(config.architectures or []), None)
+    if known is None or stored not in (None, known.__name__):
+        raise UserError(
+            f"{source} holds a {stored or config.model_type}, which is no causal language model to train on"
+        )
     given = {flag: getattr(recipe.model, flag) for flag in _NORM_FLAGS if getattr(recipe.model, flag) is not None}
     if not given:
         return config
@@ -191,4 +198,4 @@ def lambda_schedule(recipe: Recipe, config: PreTrainedConfig) -> tuple[LambdaSch
 
 def vocab_size(recipe: Recipe) -> int:
     """Rows of the embedding."""
-    return int(build_config(recipe).vocab_size)
+    return int(build_config(recipe).get_text_config().vocab_size)

@@ -69,13 +69,14 @@ def _annealing(recipe: Recipe, config: Any) -> str:
     unit = " x each norm's spread" if schedule.unit == "spread" else ""
     begin, arrived = (round(share * recipe.run.max_steps) for share in (schedule.warmup_share, schedule.anneal_share))
     return (
-        f"lambda: {schedule.start} until step {begin:,}, then {schedule.shape} in {schedule.stages} stages "
-        f"to {end}{unit} at step {arrived:,}"
+        f"lambda: {schedule.start} through step {begin:,}, then {schedule.shape} in {schedule.stages} stages to "
+        f"{end}{unit} at step {arrived:,}"
     )
 
 
 def _activation_bytes(config: Any, tokens: int, half: bool) -> int:
     """Rough: what a pre-norm block keeps for backward with fused attention, plus fp32 logits twice."""
+    config = config.get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
     per_token = layers * (10 * width + 4 * inner) * (2 if half else 4)

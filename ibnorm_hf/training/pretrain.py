@@ -152,6 +152,8 @@ def _require_same_recipe(recipe: Recipe, checkpoint: Path, manifest: dict[str, A
     if manifest.get("run_id") != run_id(recipe):
         theirs = manifest.get("recipe")
         changed = differences(theirs, identity(resolved(recipe))) if isinstance(theirs, dict) else []
+        if theirs and not changed:
+            return  # written when some key, at its default here, did not exist yet
         why = f" ({'; '.join(changed[:3])})" if changed else ""
         raise UserError(
             f"checkpoint {checkpoint} belongs to another recipe{why}; choose another output_dir or checkpoint"
@@ -199,6 +201,8 @@ def _make_trainer(
         "recipe": identity(resolved(recipe)),
         "fingerprints": data.description["fingerprints"],
     }
+    if commit := getattr(config, "_commit_hash", None):
+        trainer.facts["pretrained_commit"] = commit  # of a base on the Hub, which may move on
     if is_adapter(model):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise UserError(
@@ -238,7 +242,7 @@ def _annealing(
         count = len(data.train)
         rows = data.train[sorted({i * count // _CALIBRATION_BLOCKS for i in range(_CALIBRATION_BLOCKS)})][COLUMN]
         # Rounding may differ between the machines of a run, and its processes must agree on lambda.
-        path = broadcast_object_list([plan_lambda(model, *found, unpack(rows)[0])])[0]
+        path = broadcast_object_list([plan_lambda(model, *found, *unpack(rows))])[0]
         for line in path.lines():
             say(line)
     trainer.facts["norm_lambda"] = path.as_dict()

@@ -84,6 +84,9 @@ class Study:
 
     def run(self, name: str, recipe: str, keys: dict[str, str], rate: float, *, steps: int, seed: int) -> float:
         """Train, or find, one run; returns its last validation loss."""
+        found = self.results["runs"].get(name, {"steps": steps, "seed": seed})
+        if (found["steps"], found["seed"]) != (steps, seed):
+            raise SystemExit(f"{RESULTS} holds '{name}' of another length or seed; move it away")
         if name not in self.results["runs"]:
             output = self.folder / re.sub(r"[^a-z0-9.-]+", "_", name.lower())
             begin = time.monotonic()
@@ -172,10 +175,11 @@ def outcome(run: Path) -> dict[str, Any]:
         validation = [{"tokens": end["tokens_seen"], "loss": round(end["loss"], 4)}]
     log = log_of(run).read_text()
     counts = re.search(r"trained: ([\d,]+) of ([\d,]+)", log) or re.search(r"norms?[^,]*, ([\d,]+)() parameters", log)
+    assert counts, f"{log_of(run)} names no parameters"
     manifest = json.loads((run / "model" / "manifest.json").read_text())
     return {
         "validation": validation,
-        "trained": int(counts[1].replace(",", "")) if counts else None,
+        "trained": int(counts[1].replace(",", "")),
         "saved_bytes": sum(p.stat().st_size for p in (run / "model").glob("*.safetensors")),
         "start": manifest.get("norm_lambda", {}).get("measured", {}).get("auto_start"),
     }

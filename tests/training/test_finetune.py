@@ -9,15 +9,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.hub.export import export
 from ibnorm_hf.modeling.norms import IBNorm
 from ibnorm_hf.modeling.replace import iter_norms
+from ibnorm_hf.packed import IGNORED
 from ibnorm_hf.pretrained import load_pretrained
 from ibnorm_hf.training import pretrain as job
-from ibnorm_hf.training.anneal import measure_spreads
+from ibnorm_hf.training.anneal import measure_spreads, nats_per_token
 from ibnorm_hf.training.arguments import ModelArguments
 from ibnorm_hf.training.build import lambda_schedule
 from ibnorm_hf.training.errors import UserError
@@ -48,6 +49,10 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     target = tmp_path_factory.mktemp("converted") / "base"
     assert main(["convert", str(made["llama"]), str(target), "--norm_type", "ibnorm-t", "--norm_lambda", "0.7"]) == 0
     made["ibnorm"] = target
+    half = tmp_path_factory.mktemp("half") / "base"
+    AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(target).save_pretrained(half)
+    made["ibnorm in bf16"] = half
     return made
 
 
@@ -129,13 +134,13 @@ def test_lambda_falls_by_the_schedule_and_checkpoints_say_so(make, tmp_path):
     keys = ["--norm_type", "ibnorm-l", "--norm_lambda_schedule", json.dumps(schedule), "--logging_steps", 1]
     job.pretrain(make("llama", *keys))
     logged = [line["norm_lambda"] for line in metrics(tmp_path / "run") if "loss" in line]
-    assert logged == pytest.approx([100] * 3 + [10] * 3 + [1] * 6)
-    for step, value in ((4, 10.0), (8, 1.0), (12, 1.0)):
+    assert logged == pytest.approx([100] * 5 + [10] * 3 + [1] * 4)
+    for step, value in ((4, 100.0), (8, 10.0), (12, 1.0)):
         folder = tmp_path / "run" / f"checkpoint-{step}"
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.config.norm_lambda == pytest.approx(value)
         assert {m.norm_lambda for m in model.modules() if isinstance(m, IBNorm)} == {model.config.norm_lambda}
-    assert "lambda: 100 until step 3, then log in 3 stages to 1 at step 9" in plan_lines(
+    assert "lambda: 100 through step 3, then log in 3 stages to 1 at step 9" in plan_lines(
         make_plan(make("llama", *keys))
     )
 
@@ -199,11 +204,12 @@ def test_train_only_norms_from_random_weights(make_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("keys", [["--adapter", "norms"], ["--adapter", "lora", "--lora_r", 2]], ids=["norms", "lora"])
-def test_an_adapter_run_saves_the_adapter_alone_and_loads_as_what_was_trained(make, bases, tmp_path, keys):
+@pytest.mark.parametrize("stored", ["ibnorm", "ibnorm in bf16"])
+def test_an_adapter_run_saves_the_adapter_alone_and_loads_as_what_was_trained(make, bases, tmp_path, keys, stored):
     from peft import AutoPeftModelForCausalLM
 
-    result = job.pretrain(make("ibnorm", *keys))
-    recipe = make("ibnorm", *keys)
+    result = job.pretrain(make(stored, *keys))
+    recipe = make(stored, *keys)
     trainer = job._make_trainer(recipe, job.prepare(recipe), tmp_path / "run")
     trainer.load(tmp_path / "run" / "checkpoint-12")
     for folder in (tmp_path / "run" / "model", tmp_path / "run" / "checkpoint-12"):
@@ -213,8 +219,8 @@ def test_an_adapter_run_saves_the_adapter_alone_and_loads_as_what_was_trained(ma
         weights = load_file(folder / "adapter_model.safetensors")
         assert sum(w.numel() for w in weights.values()) == make_plan(recipe).trained
     ids = torch.arange(5, 45).view(2, 20)
-    reloaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "model").eval()
-    base = AutoModelForCausalLM.from_pretrained(bases["ibnorm"]).eval()
+    reloaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(bases[stored], dtype=torch.float32).eval()
     with torch.no_grad():
         trained = trainer.model.eval()(ids).logits
         assert torch.equal(reloaded(ids).logits, trained) and not torch.equal(base(ids).logits, trained)
@@ -321,11 +327,43 @@ def test_a_spread_is_of_what_is_compressed(bases, norm_order):
     model = AutoModelForCausalLM.from_pretrained(bases["ibnorm"])
     for _, (norm,) in iter_norms(model):
         norm.norm_order = norm_order
-    spreads = measure_spreads(model, torch.arange(5, 37).view(2, 16))
+    ids = torch.arange(5, 37).view(2, 16)
+    spreads = measure_spreads(model, ids, ids)
     if norm_order == "standardize-first":
         assert spreads == pytest.approx([1] * 5, rel=1e-2)
     else:
         assert len({round(spread, 2) for spread in spreads}) > 1
+
+
+def test_calibration_counts_targets_alone(bases):
+    model = AutoModelForCausalLM.from_pretrained(bases["llama"])
+    ids = torch.randint(5, 200, (2, 16), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[0, :12], labels[1, :4] = IGNORED, IGNORED
+    with torch.no_grad():
+        nats = -model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    wanted = (nats[0, 11:].sum() + nats[1, 3:].sum()) / (4 + 12)
+    assert nats_per_token(model, ids, labels) == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_base_that_predicts_no_tokens_is_refused(make, bases, tmp_path):
+    folder = tmp_path / "classifier"
+    AutoModelForSequenceClassification.from_pretrained(bases["llama"]).save_pretrained(folder)
+    with pytest.raises(UserError, match="holds a LlamaForSequenceClassification, which is no causal language model"):
+        make_plan(make("llama", "--pretrained", folder))
+
+
+def test_a_run_from_before_some_key_existed_goes_on(make, tmp_path):
+    job.pretrain(make("llama"))
+    for path in (tmp_path / "run").glob("checkpoint-*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["run_id"] = "another"
+        del manifest["recipe"]["completion_column"]
+        path.write_text(json.dumps(manifest))
+    job.pretrain(make("llama"))
+    path.write_text(json.dumps({**manifest, "recipe": {**manifest["recipe"], "seed": 7}}))
+    with pytest.raises(UserError, match="seed is 7 there and 42 here"):
+        job.pretrain(make("llama", "--resume", path.parent))
 
 
 def test_a_base_that_is_not_whole_is_refused(bases, tmp_path):

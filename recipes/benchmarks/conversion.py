@@ -51,7 +51,7 @@ def annealed(**schedule: Any) -> dict[str, str]:
 ARMS: dict[str, tuple[str, dict[str, str], tuple[float, ...]]] = {
     "control: norms kept": ("full", KEPT, (3e-5, 1e-4, 3e-4)),
     "direct swap": ("full", DIRECT, (1e-4, 3e-4, 1e-3)),
-    "annealed": ("full", annealed(), (1e-4, 3e-4, 1e-3)),
+    "annealed": ("full", annealed(), (3e-4, 1e-3)),
     "norms only": ("norms", {}, (3e-3, 1e-2)),
     "LoRA + norms": ("lora", {}, (1e-3, 3e-3)),
 }

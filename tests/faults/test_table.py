@@ -3,9 +3,8 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
-
-import pytest
 
 from .table import RESULTS, render
 
@@ -14,8 +13,6 @@ README = Path(__file__).parents[2] / "README.md"
 
 def test_readme_shows_the_results():
     found = re.search(r"<!-- faults -->\n(.*?)\n<!-- /faults -->", README.read_text(), re.DOTALL)
-    if found is None:
-        pytest.skip("README.md has no table of faults")
     assert found.group(1).strip() == render()
 
 
@@ -27,6 +24,12 @@ def test_nothing_was_lost():
     assert json.loads((RESULTS / "kills.json").read_text())["tried"] >= 200
 
 
+def test_the_soak_was_long_flat_and_exact():
+    soak = json.loads((RESULTS / "soak.json").read_text())
+    assert soak["whole"]["minutes"] >= 30 and soak["resumed"] == 3 and soak["equal_bit_for_bit"]
+    assert abs(soak["whole"]["memory"]["mib_per_hour"]) < 0.05 * soak["whole"]["memory"]["median_mib"]
+
+
 def test_the_table_sums_up(tmp_path: Path):
     faults = {
         "a": {"tried": 3, "survived": 2, "lost": 1},
@@ -34,6 +37,7 @@ def test_the_table_sums_up(tmp_path: Path):
     }
     (tmp_path / "faults.json").write_text(json.dumps({"faults": faults}))
     (tmp_path / "kills.json").write_text(json.dumps({"tried": 200, "survived": 200, "lost": 0, "in_a_row": 4}))
+    shutil.copy(RESULTS / "soak.json", tmp_path)
     text = render(tmp_path)
     assert "| a | 3 | 2 | 1 |" in text and "up to 4 in a row | 200 | 200 | 0 |" in text
-    assert text.endswith("| **all** | **203** | **202** | **1** |")
+    assert "| **all** | **203** | **202** | **1** |\n" in text

@@ -20,10 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ibnorm_hf  # noqa: F401 (registers the model types)
 
 RECIPES = Path(__file__).parents[1]
-MODELS = {  # recipe, batch and length of a step that two cores finish in a second or two
-    "llama-tiny": ("llama/tiny.yaml", 8, 128),
-    "llama-60m": ("llama/60m.yaml", 2, 256),
-    "gpt2-tiny": ("gpt2/tiny.yaml", 8, 128),
+MODELS = {  # recipe, batch and length of a step that two cores finish in a second or two, and rounds
+    "llama-tiny": ("llama/tiny.yaml", 8, 128, 100),
+    "llama-60m": ("llama/60m.yaml", 2, 256, 20),
+    "gpt2-tiny": ("gpt2/tiny.yaml", 8, 128, 100),
 }
 
 
@@ -42,10 +42,11 @@ def step(model: torch.nn.Module, compiled: bool, bf16: bool, ids: torch.Tensor) 
     return once
 
 
-def benchmark(name: str, mode: str, dtype: str, norms: list[str], repeats: int) -> list[dict[str, object]]:
+def benchmark(name: str, mode: str, dtype: str, norms: list[str], repeats: int | None) -> list[dict[str, object]]:
     """One CSV row a norm, for one model, mode (eager or compiled) and dtype (float32, or bfloat16 autocast)."""
     torch.compiler.reset()
-    file, batch, length = MODELS[name]
+    file, batch, length, rounds = MODELS[name]
+    repeats = repeats or rounds
     recipe = yaml.safe_load((RECIPES / file).read_text())
     family = recipe["model_type"].removeprefix("ibnorm_")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,8 +87,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--norms", nargs="+", default=["ibnorm-l", "ibnorm-t"])
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--norms", nargs="+", default=["ibnorm-l"])
+    parser.add_argument("--repeats", type=int, help="rounds (default: 100 of a tiny model, 20 of a larger one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()

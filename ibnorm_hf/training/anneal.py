@@ -24,7 +24,7 @@ from .errors import UserError
 FREE_OF_COMPRESSION = 1e8  # a lambda at which every variant is LayerNorm to fp32 rounding
 _LOWEST = 1e-2  # of the search for `auto`, in the schedule's unit
 _HALVINGS = 10
-_SHAPES = ("log", "linear", "cosine")
+_SHAPES = ("log", "linear", "cosine", "decelerating")
 _UNITS = ("absolute", "spread")
 
 
@@ -40,7 +40,7 @@ class LambdaSchedule:
             of x - mean(x) over training blocks before training, which gives every norm a lambda of its own. (In the
             standardize-first order it is measured after standardizing, and so about 1.)
         shape: how lambda falls between them: ``log`` by equal factors, ``linear`` by equal steps, ``cosine`` by
-            factors that are small at both ends.
+            factors that are small at both ends, ``decelerating`` by factors that shrink to 1 toward the end.
         warmup_share: share of the steps spent at ``start`` before lambda falls.
         anneal_share: share of the steps after which lambda has reached ``end``; the rest is trained there.
         stages: how many values lambda takes, both ends included. A compiled model is compiled once a stage.
@@ -133,6 +133,8 @@ class LambdaSchedule:
             return start + share * (end - start)
         if self.shape == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
+        if self.shape == "decelerating":
+            share = 1 - (1 - share) ** 2
         return start * (end / start) ** share
 
 

@@ -18,7 +18,7 @@ from ibnorm_hf.modeling.replace import iter_norms
 from ibnorm_hf.packed import IGNORED
 from ibnorm_hf.pretrained import load_pretrained
 from ibnorm_hf.training import pretrain as job
-from ibnorm_hf.training.anneal import measure_spreads, nats_per_token
+from ibnorm_hf.training.anneal import LambdaSchedule, measure_spreads, nats_per_token
 from ibnorm_hf.training.arguments import ModelArguments
 from ibnorm_hf.training.build import lambda_schedule
 from ibnorm_hf.training.errors import UserError
@@ -143,6 +143,15 @@ def test_lambda_falls_by_the_schedule_and_checkpoints_say_so(make, tmp_path):
     assert "lambda: 100 through step 3, then log in 3 stages to 1 at step 9" in plan_lines(
         make_plan(make("llama", *keys))
     )
+
+
+def test_shapes_meet_at_both_ends_and_fall_between():
+    for shape, middle in (("log", 10.0), ("linear", 50.5), ("cosine", 10.0), ("decelerating", 10**0.5)):
+        schedule = LambdaSchedule(start=100, end=1, shape=shape, stages=5)
+        values = [schedule.between(100, 1, stage) for stage in range(5)]
+        assert values[0] == 100 and values[-1] == 1 and values[2] == pytest.approx(middle)
+        assert values == sorted(values, reverse=True) and len(set(values)) == 5
+        assert [schedule.stage(step, 100) for step in (1, 5, 75, 100)] == [0, 0, 4, 4]
 
 
 def test_spread_gives_every_norm_its_own_lambda_and_auto_keeps_its_bound(make, tmp_path, capsys):

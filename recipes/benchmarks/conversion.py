@@ -57,7 +57,6 @@ ARMS: dict[str, tuple[str, dict[str, str], tuple[float, ...]]] = {
 }
 # Other ways down and other targets, each at the learning rate of the arm that it varies.
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
-    "annealed by half-time": ("annealed", annealed(anneal_share=0.5)),
     "annealed, decelerating": ("annealed", annealed(shape="decelerating", warmup_share=0.0, anneal_share=0.9)),
     "direct swap, lambda 300": ("direct swap", {**DIRECT, "norm_lambda": "300"}),
     "annealed to lambda 300": ("annealed", annealed(end=300)),

@@ -65,6 +65,17 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+PAIRS = [
+    ("direct swap", "control: norms kept"),
+    ("annealed", "direct swap"),
+    ("annealed, decelerating", "direct swap"),
+    ("annealed to lambda 300", "direct swap, lambda 300"),
+    ("annealed to 10 spreads a norm", "direct swap, 10 spreads a norm"),
+    ("norms only", "direct swap"),
+    ("LoRA + norms", "direct swap"),
+]
+
+
 class Study:
     """The runs under one folder and the results file that they end in."""
 
@@ -210,7 +221,7 @@ def run_all(given: argparse.Namespace) -> None:
 
 def table(results: dict[str, Any]) -> str:
     runs = results["runs"]
-    marks = sorted({point["tokens"] for name in runs if name in ARMS for point in runs[name]["validation"]})[::2]
+    marks = sorted({point["tokens"] for name in runs if name in ARMS for point in runs[name]["validation"]})
     header = ["arm", "trained", "saved MB", "rate", *(f"{mark // 1000}k" for mark in marks), "min"]
     rows = []
     for name in [n for n in (*ARMS, *VARIANTS) if n in runs]:
@@ -229,6 +240,21 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
+def comparisons(runs: dict[str, Any]) -> list[str]:
+    """A line for each pair of ways to the same target: the difference at the end of the budget."""
+
+    def last(name: str) -> float:
+        return float(runs[name]["validation"][-1]["loss"])
+
+    pairs = [(one, other) for one, other in PAIRS if one in runs and other in runs]
+    lines = [f"- {one}, against {other}: {last(one) - last(other):+.2f} nats." for one, other in pairs]
+    return [
+        "At the end of the budget (below 0: the first is better; one seed, so small differences are no findings):",
+        "",
+        *lines,
+    ]
+
+
 def draw(results: dict[str, Any]) -> None:
     import matplotlib
 
@@ -236,13 +262,14 @@ def draw(results: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name in [n for n in ARMS if n in results["runs"]]:
+    for name in [n for n in (*ARMS, *VARIANTS) if n in results["runs"]]:
         points = results["runs"][name]["validation"]
-        axes.plot([p["tokens"] / 1000 for p in points], [p["loss"] for p in points], marker="o", label=name)
+        style = {"marker": "o"} if name in ARMS else {"marker": ".", "linestyle": "--"}
+        axes.plot([p["tokens"] / 1000 for p in points], [p["loss"] for p in points], label=name, **style)
     axes.set_xlabel("training tokens, thousands")
     axes.set_ylabel("validation loss, nats a token")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="small")
     figure.savefig(PICTURE, dpi=120)
     plt.close(figure)
 
@@ -262,6 +289,8 @@ def render() -> str:
             "(`python recipes/benchmarks/conversion.py`; every run: `recipes/benchmarks/results/conversion.json`).",
             "",
             table(results),
+            "",
+            *comparisons(results["runs"]),
             "",
             "![validation loss against tokens](recipes/benchmarks/results/conversion.png)",
         ]

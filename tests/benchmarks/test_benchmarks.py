@@ -2,6 +2,7 @@
 """The gate on the norm's speed, and README's tables against the files they come from."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -60,6 +61,19 @@ def test_readme_tables_are_what_the_results_say():
     spec.loader.exec_module(tables)
     readme = (ROOT / "README.md").read_text()
     assert readme.split(tables.START)[1].split(tables.END)[0].strip() == tables.render()
+
+
+def test_readme_says_of_conversion_what_the_results_say():
+    spec = importlib.util.spec_from_file_location("conversion", BENCHMARKS / "conversion.py")
+    conversion = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conversion)
+    start, end = conversion.MARKERS
+    assert (ROOT / "README.md").read_text().split(start)[1].split(end)[0].strip() == conversion.render()
+    results = json.loads(conversion.RESULTS.read_text())
+    assert set(conversion.ARMS) < set(results["runs"]) and conversion.PICTURE.is_file()
+    for name, run in results["runs"].items():
+        assert run["steps"] == (16 if name.startswith("search") else 64)
+        assert run["minutes"] <= 15 or name in conversion.VARIANTS  # one met a busier machine than the arms did
 
 
 def test_benchmarks_run_and_write_their_files(tmp_path):

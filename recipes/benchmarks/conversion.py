@@ -248,11 +248,10 @@ def comparisons(runs: dict[str, Any]) -> list[str]:
 
     pairs = [(one, other) for one, other in PAIRS if one in runs and other in runs]
     lines = [f"- {one}, against {other}: {last(one) - last(other):+.2f} nats." for one, other in pairs]
-    return [
-        "At the end of the budget (below 0: the first is better; one seed, so small differences are no findings):",
-        "",
-        *lines,
-    ]
+    title = "At the end of the budget (below 0: the first is better; one seed, so small differences are no findings):"
+    edges = [arm for arm in ARMS if arm in runs and runs[arm]["learning_rate"] == max(ARMS[arm][2])]
+    grid = f"The chosen rate is the highest of its grid for {', '.join(edges)}: a wider one may help them."
+    return [title, "", *lines, *(["", grid] if edges else [])]
 
 
 def draw(results: dict[str, Any]) -> None:
@@ -261,7 +260,7 @@ def draw(results: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
     for name in [n for n in (*ARMS, *VARIANTS) if n in results["runs"]]:
         points = results["runs"][name]["validation"]
         style = {"marker": "o"} if name in ARMS else {"marker": ".", "linestyle": "--"}
@@ -269,7 +268,7 @@ def draw(results: dict[str, Any]) -> None:
     axes.set_xlabel("training tokens, thousands")
     axes.set_ylabel("validation loss, nats a token")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.savefig(PICTURE, dpi=120)
     plt.close(figure)
 

@@ -13,15 +13,18 @@ import transformers
 import ibnorm_hf
 
 
-def interleave(jobs: Mapping[str, Callable[[], None]], repeats: int, warmup: int) -> dict[str, list[float]]:
+def interleave(
+    jobs: Mapping[str, Callable[[], None]], repeats: int, warmup: int, *, alternate: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each job in each round. Every round runs every job once, so drift of the machine hits all alike.
 
-    Every other round runs them backwards: what a job leaves in the caches shall not always meet the same next one.
+    With ``alternate`` every other round runs them backwards: what a job leaves in the caches shall not always meet the
+    same next one. The jobs must not depend on each other then.
     """
     cuda = torch.cuda.is_available()
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for i in range(warmup + repeats):
-        for name, job in list(jobs.items())[:: -1 if i % 2 else 1]:
+        for name, job in list(jobs.items())[:: -1 if alternate and i % 2 else 1]:
             if cuda:
                 torch.cuda.synchronize()
             start = time.perf_counter()

@@ -58,7 +58,7 @@ def benchmark(name: str, mode: str, dtype: str, norms: list[str], repeats: int |
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).to(device).train()
         jobs[norm] = step(model, mode == "compiled", dtype == "bfloat16", ids.to(device))
-    times = interleave(jobs, repeats, warmup=3)
+    times = interleave(jobs, repeats, warmup=3, alternate=True)
     rows: list[dict[str, object]] = []
     for norm in jobs:
         low, median, high = ratio(times, norm, "vanilla")

@@ -81,8 +81,7 @@ def render() -> str:
             norm_table(norms),
             "",
             "A training step with our norms over the vanilla class: median and 20-80 % of the ratio of each round",
-            "(`python recipes/benchmarks/train_step.py`, run in parts with the other work of the machine paused).",
-            "GPU: not measured.",
+            "(`python recipes/benchmarks/train_step.py`). GPU: not measured.",
             "",
             step_table(steps),
         ]

@@ -67,6 +67,8 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 
 PAIRS = [
     ("direct swap", "control: norms kept"),
+    ("direct swap, lambda 300", "control: norms kept"),
+    ("direct swap, 10 spreads a norm", "control: norms kept"),
     ("annealed", "direct swap"),
     ("annealed, decelerating", "direct swap"),
     ("annealed to lambda 300", "direct swap, lambda 300"),

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,8 @@ def _quiet_libraries() -> None:
     # Trainer repeats at the info and warning levels what our own lines say.
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    # PEFT asks transformers by an old name; nothing a user could do about it.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
 
 
 def _checkpoint_to_resume(recipe: Recipe, folder: Path, say: Any) -> tuple[Path, dict[str, Any]] | None:

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ..modeling.batch_norms import IBBatchNorm2d
 from ..modeling.norms import IBNorm
 from ..modeling.replace import iter_norms, set_norm_lambda
 from ..packed import IGNORED
@@ -269,8 +270,10 @@ def _ibnorms(model: nn.Module) -> list[list[nn.Module]]:
 
 
 @torch.no_grad()
-def to_compress(norm: IBNorm, x: Tensor) -> Tensor:
+def to_compress(norm: IBNorm | IBBatchNorm2d, x: Tensor) -> Tensor:
     """What a norm holds against lambda, in fp32: x - mean(x), standardized as well for the standardize-first order."""
+    if isinstance(norm, IBBatchNorm2d):
+        return x.float() - x.float().mean((0, 2, 3), keepdim=True)
     d = x.float() - x.float().mean(-1, keepdim=True)
     if norm.norm_order == "standardize-first":
         d = d * torch.rsqrt(d.square().mean(-1, keepdim=True) + norm.eps)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from ..modeling.batch_norms import IBBatchNorm2d
 from ..modeling.norms import IBNorm
 from ..modeling.replace import iter_norms
 from .anneal import AnnealLambda, to_compress
@@ -37,11 +38,11 @@ class CompressionShares:
         self._sums: dict[str, list[Tensor]] = {}
         for name, modules in iter_norms(model):
             for module in modules:
-                if isinstance(module, IBNorm):
+                if isinstance(module, IBNorm | IBBatchNorm2d):
                     module.register_forward_pre_hook(self._hook(name))
 
     def _hook(self, name: str) -> Any:
-        def measure(module: IBNorm, inputs: tuple[Tensor, ...]) -> None:
+        def measure(module: IBNorm | IBBatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
             if self.active and module.training:
                 with torch.no_grad():
                     d = to_compress(module, inputs[0])

@@ -102,20 +102,27 @@ def _run(recipe: Recipe, folder: Path, plan: Plan, say: Any) -> Result:
     if run.process_index == 0:
         write_json(folder / "data.json", data.description)
         write_environment(folder, run.seed, max(1, run.world_size))
-    done = checkpoint[1]["step"] if checkpoint else 0
+    stopped_by = train_to_the_end(trainer, checkpoint, say)
+    if stopped_by is not None:
+        return Result(folder, {}, None, "", stopped_by=stopped_by)
+    return _finish(recipe, trainer, data, folder)
+
+
+def train_to_the_end(trainer: PretrainTrainer, checkpoint: tuple[Path, dict[str, Any]] | None, say: Any) -> int | None:
+    """Train from the checkpoint, or from step 0, to the last step; returns the signal that stopped it before."""
+    done, steps = checkpoint[1]["step"] if checkpoint else 0, trainer.args.max_steps
     with StopOnSignal() as stop:
         trainer.add_callback(stop)
         if checkpoint is None:
             trainer.train()
-        elif done < run.max_steps:
+        elif done < steps:
             say(f"resume: {checkpoint[0].name}")
             trainer.resume(checkpoint[0])
         else:
             say(f"resume: all {done} steps are done, nothing to train")
             trainer.load(checkpoint[0])
-    if stop.received is not None and trainer.state.global_step < run.max_steps:
-        return Result(folder, {}, None, "", stopped_by=int(stop.received))
-    return _finish(recipe, trainer, data, folder)
+    stopped = stop.received is not None and trainer.state.global_step < steps
+    return int(stop.received) if stopped and stop.received is not None else None
 
 
 def _silent(text: str) -> None:

@@ -127,31 +127,35 @@ class PretrainTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    @torch.no_grad()
-    def token_loss(self, blocks: Dataset) -> tuple[float, int]:
-        """(nats a token, tokens): sums over blocks in float64, so batches and processes do not matter.
+    def validation_batches(self, count: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Batches of this process's share of ``count`` samples: their indices, and a float64 weight of each.
 
-        Process r takes blocks r, r + W, ...; where they do not divide, a block repeats with weight 0, since
-        sharded models need every process to run equally often.
+        Process r takes samples r, r + W, ...; where they do not divide, a sample repeats with weight 0, since sharded
+        models need every process to run equally often.
         """
         rank, world, size = self.args.process_index, max(1, self.args.world_size), self.args.per_device_eval_batch_size
-        count = math.ceil(len(blocks) / world)
+        share = math.ceil(count / world)
+        for start in range(0, share, size):
+            indices = [rank + world * k for k in range(start, min(start + size, share))]
+            weight = torch.tensor([float(i < count) for i in indices], dtype=torch.float64, device=self.args.device)
+            yield [min(i, count - 1) for i in indices], weight
+
+    @torch.no_grad()
+    def token_loss(self, blocks: Dataset) -> tuple[float, int]:
+        """(nats a token, tokens): sums over blocks in float64, so batches and processes do not matter."""
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         model = self.model_wrapped
         was_training = model.training
         model.eval()
-        for start in range(0, count, size):
-            indices = [rank + world * k for k in range(start, min(start + size, count))]
-            rows = blocks[[min(i, len(blocks) - 1) for i in indices]][COLUMN]
-            ids, labels = (part.to(self.args.device) for part in unpack(rows))
-            weight = torch.tensor([float(i < len(blocks)) for i in indices], dtype=torch.float64, device=ids.device)
+        for indices, weight in self.validation_batches(len(blocks)):
+            ids, labels = (part.to(self.args.device) for part in unpack(blocks[indices][COLUMN]))
             with self.accelerator.autocast():
                 logits = model(input_ids=ids, use_cache=False).logits
             for row, targets, w in zip(logits, labels[:, 1:], weight, strict=True):
                 nats = F.cross_entropy(row[:-1].float(), targets, reduction="none").double().sum()
                 totals += torch.stack((w * nats, w * targets.ne(IGNORED).sum()))
         model.train(was_training)
-        if world > 1:
+        if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
         return (totals[0] / totals[1]).item(), int(totals[1].item())
 

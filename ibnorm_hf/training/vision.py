@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from .callbacks import StopOnSignal
+from .callbacks import CompressionShares
 from .decay import decay_groups
 from .errors import UserError
 from .failures import told
@@ -28,11 +28,18 @@ from .image_build import (
 from .images import ImageData
 from .paths import digest, write_json
 from .plan import _classes, _size, trained_lines
-from .pretrain import _checkpoint_to_resume, _quiet_libraries, _save_final, _say_epochs, _silent  # one job, two kinds
+from .pretrain import (  # one job, two kinds
+    _checkpoint_to_resume,
+    _quiet_libraries,
+    _save_final,
+    _say_epochs,
+    _silent,
+    train_to_the_end,
+)
 from .recipe import Recipe, load_recipe, resolved
 from .run_folder import claim, identity, run_id, write_environment
 from .trained_part import take_trained_part, trained_counts
-from .vision_trainer import BatchCompressionShares, VisionLog, VisionTrainer
+from .vision_trainer import VisionLog, VisionTrainer
 
 
 @dataclass(frozen=True)
@@ -126,19 +133,9 @@ def _run(recipe: Recipe, folder: Path, data: ImageData, facts: ImageFacts, say: 
     if run.process_index == 0:
         write_json(folder / "data.json", description)
         write_environment(folder, run.seed, max(1, run.world_size))
-    done = checkpoint[1]["step"] if checkpoint else 0
-    with StopOnSignal() as stop:
-        trainer.add_callback(stop)
-        if checkpoint is None:
-            trainer.train()
-        elif done < run.max_steps:
-            say(f"resume: {checkpoint[0].name}")
-            trainer.resume(checkpoint[0])
-        else:
-            say(f"resume: all {done} steps are done, nothing to train")
-            trainer.load(checkpoint[0])
-    if stop.received is not None and trainer.state.global_step < run.max_steps:
-        return VisionResult(folder, {}, stopped_by=int(stop.received))
+    stopped_by = train_to_the_end(trainer, checkpoint, say)
+    if stopped_by is not None:
+        return VisionResult(folder, {}, stopped_by=stopped_by)
     return _finish(recipe, trainer, data, views, folder)
 
 
@@ -170,7 +167,7 @@ def _make_trainer(recipe: Recipe, data: ImageData, facts: ImageFacts, views: Vie
     trainer = VisionTrainer(model=model, args=run, train=data.train, validation=data.validation, views=views)
     trainer.facts = {"run_id": run_id(recipe), "recipe": identity(resolved(recipe))}
     # Hooks inside a compiled model would break its graph.
-    shares = None if run.torch_compile else BatchCompressionShares(model)
+    shares = None if run.torch_compile else CompressionShares(model)
     log = VisionLog(folder / "metrics.jsonl", tokens_per_step=trainer.order.batch, order=trainer.order, shares=shares)
     trainer.add_callback(log)
     return trainer

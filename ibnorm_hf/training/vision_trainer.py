@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modeling.batch_norms import IBBatchNorm2d
-from .callbacks import CompressionShares, RunLog
+from .callbacks import RunLog
 from .image_build import Views
 from .trainer import PretrainTrainer
 
@@ -57,16 +55,12 @@ class VisionTrainer(PretrainTrainer):
     @torch.no_grad()
     def image_scores(self, images: Any) -> dict[str, float]:
         """loss, top1, top5 and the number of images; the same for every batch size and number of processes."""
-        rank, world, size = self.args.process_index, max(1, self.args.world_size), self.args.per_device_eval_batch_size
-        count = math.ceil(len(images) / world)
         totals = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         model = self.model_wrapped
         was_training = model.training
         model.eval()
-        for start in range(0, count, size):
-            indices = [rank + world * k for k in range(start, min(start + size, count))]
-            batch = self._prepare_inputs(collate_images([images[min(i, len(images) - 1)] for i in indices]))
-            weight = torch.tensor([float(i < len(images)) for i in indices], dtype=torch.float64, device=totals.device)
+        for indices, weight in self.validation_batches(len(images)):
+            batch = self._prepare_inputs(collate_images([images[i] for i in indices]))
             with self.accelerator.autocast():
                 logits = model(pixel_values=self.views.evaluate(batch["pixel_values"])).logits
             labels = batch["labels"]
@@ -75,30 +69,10 @@ class VisionTrainer(PretrainTrainer):
             rows = torch.stack((nats, hits[:, 0].double(), hits.any(-1).double(), torch.ones_like(nats)))
             totals += (rows * weight).sum(-1)
         model.train(was_training)
-        if world > 1:
+        if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
         loss, top1, top5 = (totals[:3] / totals[3]).tolist()
         return {"loss": loss, "top1": top1, "top5": top5, "images": int(totals[3].item())}
-
-
-class BatchCompressionShares(CompressionShares):
-    """``CompressionShares`` of IBNorm over a batch too: |x - mean| > lambda, the mean over N, H and W."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        for name, module in model.named_modules():
-            if isinstance(module, IBBatchNorm2d):
-                module.register_forward_pre_hook(self._batch_hook(name))
-
-    def _batch_hook(self, name: str) -> Any:
-        def measure(module: IBBatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-            if self.active and module.training:
-                with torch.no_grad():
-                    x = inputs[0].detach().float()
-                    d = x - x.mean((0, 2, 3), keepdim=True)
-                    self._sums.setdefault(name, []).append((d.abs() > module.norm_lambda).float().mean())
-
-        return measure
 
 
 class VisionLog(RunLog):

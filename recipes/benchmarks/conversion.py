@@ -81,8 +81,8 @@ PAIRS = [
 class Study:
     """The runs under one folder and the results file that they end in."""
 
-    def __init__(self, model: str, corpus: str, folder: Path, workers: int) -> None:
-        self.model, self.corpus, self.folder, self.workers = model, corpus, folder, workers
+    def __init__(self, model: str, corpus: str, folder: Path) -> None:
+        self.model, self.corpus, self.folder = model, corpus, folder
         self.results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
         self.lock = threading.Lock()
 
@@ -199,7 +199,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 def run_all(given: argparse.Namespace) -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
-    study = Study(given.model, given.corpus, given.folder, given.workers)
+    study = Study(given.model, given.corpus, given.folder)
     study.results |= {
         "model": given.model_about,
         "corpus": given.corpus_about,

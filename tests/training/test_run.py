@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,6 +140,19 @@ def test_validation_does_not_depend_on_the_batch_size_nor_move_generators(make_r
     assert torch.equal(torch.get_rng_state(), state)
     assert {tokens for _, tokens in losses} == {5 * 31}
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6) == pytest.approx(losses[2][0], rel=1e-6)
+
+
+@pytest.mark.parametrize("count, world", [(7, 1), (7, 2), (8, 2), (4, 3), (1, 3)])
+def test_every_process_runs_equally_often_and_every_sample_counts_once(count, world):
+    counted, lengths = dict.fromkeys(range(count), 0.0), set()
+    for rank in range(world):
+        args = SimpleNamespace(process_index=rank, world_size=world, per_device_eval_batch_size=2, device="cpu")
+        batches = list(PretrainTrainer.validation_batches(SimpleNamespace(args=args), count))
+        lengths.add(tuple(len(indices) for indices, _ in batches))
+        for indices, weights in batches:
+            for index, weight in zip(indices, weights.tolist(), strict=True):
+                counted[index] += weight
+    assert set(counted.values()) == {1.0} and len(lengths) == 1
 
 
 def test_validation_is_in_eval_mode(make_recipe):

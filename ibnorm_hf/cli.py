@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .training.recipe import Recipe
+    from .training.keys.recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code: 0 done, 1 failed on the way, 2 asked wrongly, 130 Ctrl-C."""
-    from .errors import UserError
+    from .common.errors import UserError
 
     arguments = _parser().parse_args(argv)
     try:
@@ -57,15 +57,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Train a recipe, draw its loss curve, print the outcome."""
-    from .training.recipe import load_recipe
+    from .training.keys.recipe import load_recipe
 
     return _train(load_recipe(arguments.recipe, arguments.keys))
 
 
 def finetune(arguments: argparse.Namespace) -> int:
     """Train a recipe that starts from pretrained weights."""
-    from .errors import UserError
-    from .training.recipe import load_recipe
+    from .common.errors import UserError
+    from .training.keys.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.keys)
     if recipe.model.pretrained is None:
@@ -110,8 +110,8 @@ def _train(recipe: Recipe) -> int:
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Prepare the data of a recipe."""
+    from .training.keys.recipe import load_recipe
     from .training.pretrain import prepare as prepare_recipe
-    from .training.recipe import load_recipe
 
     data = prepare_recipe(load_recipe(arguments.recipe, arguments.keys))
     print(f"{len(data.train):,} training and {len(data.validation):,} validation blocks in {data.folder}")
@@ -169,7 +169,7 @@ def _add_convert_job(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def convert(arguments: argparse.Namespace) -> int:
     """Swap the norms of a pretrained model, print the report and the measurement."""
-    from .errors import UserError
+    from .common.errors import UserError
     from .hub.convert import convert as convert_model
 
     lambdas = arguments.norm_lambda
@@ -194,7 +194,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Export a run or model, or verify an export."""
-    from .errors import UserError
+    from .common.errors import UserError
     from .hub import export as exports
 
     if arguments.verify is not None:

@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import ibnorm_hf
 
 from . import registration  # noqa: F401 (the console script does not register by itself)
-from .errors import UserError
+from .common.errors import UserError
 
 # Belong to the vanilla checkpoint, not to the architecture.
 _NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "quantization_config")

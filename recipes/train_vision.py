@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from ibnorm_hf.errors import UserError
+from ibnorm_hf.common.errors import UserError
 
 USAGE = "usage: train_vision.py RECIPE [--key value ...], e.g. recipes/resnet/tiny.yaml --norm_type batchnorm"
 
@@ -50,9 +50,9 @@ def _train(path: str, keys: list[str]) -> int:
 
 def _judge(result, batch_size: int) -> None:
     from ibnorm_hf.analysis.loss_curve import plot_loss_curve
+    from ibnorm_hf.common.paths import write_json
     from ibnorm_hf.evaluation.classification import evaluate_images
     from ibnorm_hf.evaluation.robustness_chart import draw_robustness
-    from ibnorm_hf.training.paths import write_json
 
     folder, images = result.folder, result.data.validation
     robustness = evaluate_images(result.model, images, result.views.evaluate, batch_size=batch_size)

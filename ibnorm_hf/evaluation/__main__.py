@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 
 def main() -> int:

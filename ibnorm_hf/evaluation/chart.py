@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .bounds import BENCHMARKS
 from .leaderboard import Scored
 from .scores import SIGNIFICANT

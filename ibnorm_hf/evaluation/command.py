@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .offline import check_folder, go_offline, inside, leaderboard_leaves
 from .target import Target, read_json, resolve
 

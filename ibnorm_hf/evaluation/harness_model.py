@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from .. import registration  # noqa: F401
-from ..errors import UserError
+from ..common.errors import UserError
 from .target import resolve
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 TASK_WORD = "ifeval"
 # Instructions whose check asks NLTK for the sentence model.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .bounds import BENCHMARKS, LEAVES
 from .results import ModelResults, load_models
 from .scores import Difference, Measured, combine, difference

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .bounds import BBH_CHOICES, BENCHMARKS, LEAVES
 
 GATED = (

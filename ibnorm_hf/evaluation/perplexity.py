@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from .. import registration  # noqa: F401
-from ..errors import UserError
-from ..packed import COLUMN, IGNORED, unpack
+from ..common.errors import UserError
+from ..common.packed import COLUMN, IGNORED, unpack
 from .target import Target, read_json, write_json
 
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .bounds import LEAVES, Leaf
 from .scores import Measured, standard_error
 from .target import read_json

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .corruptions import CORRUPTIONS, corrupt
 
 

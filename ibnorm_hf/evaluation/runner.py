@@ -30,7 +30,7 @@ from lm_eval.loggers.evaluation_tracker import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, hash_string
 
-from ..errors import UserError
+from ..common.errors import UserError
 from . import ifeval
 from .harness_model import IBNormLM
 from .target import Target, read_json, write_json

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .folders import is_adapter, model_folder, pickle_reason, read_json
 
 CONFIG = "adapter_config.json"

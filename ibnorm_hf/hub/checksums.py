@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub.utils.sha import sha_fileobj
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .folders import PICKLES, list_files, pickle_reason, read_json
 
 CHECKSUMS = "checksums.json"

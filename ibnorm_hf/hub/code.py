@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 
 from .. import modeling
-from ..errors import UserError
+from ..common.errors import UserError
 
 MODELING = Path(str(modeling.__file__)).parent
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from ..common.errors import UserError
 from ..modeling.replace import ReplacementReport, replace_norms
 from ..pretrained import as_registered, load_pretrained, registered_config
 

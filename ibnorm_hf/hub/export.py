@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
 from .. import __version__, registration
-from ..errors import UserError
+from ..common.errors import UserError
 from ..modeling.compression import get_compression, list_compressions
 from .adapter import base_of, merge, require_adapter_weights
 from .checksums import CHECKSUMS, made_with, problems, write_checksums

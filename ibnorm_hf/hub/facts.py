@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .folders import LOSS_CURVE, is_adapter, is_run, model_folder, read_json, require_safetensors
 from .scrub import scrub
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 CARD = "README.md"
 EVAL_RESULTS = ".eval_results"

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .folders import PICKLES, list_files
 
 # A path of two parts or more that begins where a word does; what follows a host in a URL does not.

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .build import build_config, build_trained_model, lambda_schedule
-from .decay import DecayGroups, decay_groups
-from .recipe import Recipe
-from .trained_part import trained_counts
+from .keys.recipe import Recipe
+from .loop.decay import DecayGroups, decay_groups
+from .model.build import build_config, build_trained_model, lambda_schedule
+from .model.trained_part import trained_counts
 
 
 @dataclass(frozen=True)

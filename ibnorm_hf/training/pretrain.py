@@ -18,20 +18,20 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
-from ..packed import COLUMN, unpack
-from .anneal import AnnealLambda, LambdaPath, plan_lambda
-from .build import build_config, build_trained_model, lambda_schedule, vocab_size
-from .callbacks import CompressionShares, RunLog, StopOnSignal
-from .data import PreparedData, prepare_data
-from .errors import UserError
-from .failures import told
-from .manifest import checkpoints, newest_complete, seal, verify
-from .paths import cache_root, sync_folder, write_atomic, write_json
+from ..common.errors import UserError
+from ..common.packed import COLUMN, unpack
+from ..common.paths import cache_root, sync_folder, write_atomic, write_json
+from .folder.failures import told
+from .folder.manifest import checkpoints, newest_complete, seal, verify
+from .folder.run_folder import claim, differences, identity, run_id, write_environment
+from .keys.recipe import Recipe, resolved
+from .loop.anneal import AnnealLambda, LambdaPath, plan_lambda
+from .loop.callbacks import CompressionShares, RunLog, StopOnSignal
+from .loop.trainer import PretrainTrainer
+from .model.build import build_config, build_trained_model, lambda_schedule, vocab_size
+from .model.trained_part import frozen_sha256, is_adapter
 from .plan import Plan, make_plan, plan_lines
-from .recipe import Recipe, resolved
-from .run_folder import claim, differences, identity, run_id, write_environment
-from .trained_part import frozen_sha256, is_adapter
-from .trainer import PretrainTrainer
+from .text.prepare import PreparedData, prepare_data
 
 _CALIBRATION_BLOCKS = 8  # training blocks on which `start: auto` and `unit: spread` are measured
 

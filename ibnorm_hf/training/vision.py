@@ -10,12 +10,17 @@ from typing import Any
 
 from transformers import set_seed
 
-from .callbacks import CompressionShares
-from .decay import decay_groups
-from .errors import UserError
-from .failures import told
-from .image_arguments import ImageArguments
-from .image_build import (
+from ..common.errors import UserError
+from ..common.paths import digest, write_json
+from .folder.failures import told
+from .folder.run_folder import claim, identity, run_id, write_environment
+from .images.images import ImageData
+from .keys.image_arguments import ImageArguments
+from .keys.recipe import Recipe, load_recipe, resolved
+from .loop.callbacks import CompressionShares
+from .loop.decay import decay_groups
+from .loop.vision_trainer import VisionLog, VisionTrainer
+from .model.image_build import (
     ImageFacts,
     Views,
     arguments_of,
@@ -25,8 +30,7 @@ from .image_build import (
     load_images,
     planned_facts,
 )
-from .images import ImageData
-from .paths import digest, write_json
+from .model.trained_part import take_trained_part, trained_counts
 from .plan import _classes, _size, trained_lines
 from .pretrain import (  # one job, two kinds
     _checkpoint_to_resume,
@@ -36,10 +40,6 @@ from .pretrain import (  # one job, two kinds
     _silent,
     train_to_the_end,
 )
-from .recipe import Recipe, load_recipe, resolved
-from .run_folder import claim, identity, run_id, write_environment
-from .trained_part import take_trained_part, trained_counts
-from .vision_trainer import VisionLog, VisionTrainer
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from typing import Any
 
 import yaml
 
-from ibnorm_hf.training.paths import write_atomic, write_json
-from ibnorm_hf.training.run_folder import hardware
+from ibnorm_hf.common.paths import write_atomic, write_json
+from ibnorm_hf.training.folder.run_folder import hardware
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "recipes" / "benchmarks" / "results" / "conversion.json"

@@ -27,13 +27,13 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageClassification
 
 import ibnorm_hf  # registers the model types
+from ibnorm_hf.common.paths import write_atomic, write_json
 from ibnorm_hf.evaluation.classification import evaluate_images, predict, scores
-from ibnorm_hf.training.augment import channel_moments, normalize, random_crop, random_flip
-from ibnorm_hf.training.decay import decay_groups
-from ibnorm_hf.training.images import ImageData, Images, load_idx
-from ibnorm_hf.training.order import SampleOrder
-from ibnorm_hf.training.paths import write_atomic, write_json
-from ibnorm_hf.training.run_folder import hardware
+from ibnorm_hf.training.folder.run_folder import hardware
+from ibnorm_hf.training.images.augment import channel_moments, normalize, random_crop, random_flip
+from ibnorm_hf.training.images.images import ImageData, Images, load_idx
+from ibnorm_hf.training.loop.decay import decay_groups
+from ibnorm_hf.training.loop.order import SampleOrder
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, CARD = ROOT / "model_cards" / "fashion_mnist.json", ROOT / "model_cards" / "fashion_mnist.md"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ibnorm_hf.errors import UserError
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.evaluation.target import resolve
 
 from .conftest import Place, write_results

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
-from ibnorm_hf.training.manifest import checkpoints, verify
+from ibnorm_hf.training.folder.manifest import checkpoints, verify
 
 
 def log_lines(run: Path) -> list[dict]:

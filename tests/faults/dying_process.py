@@ -6,7 +6,7 @@ import signal
 import sys
 
 from ibnorm_hf.cli import main
-from ibnorm_hf.training.trainer import PretrainTrainer
+from ibnorm_hf.training.loop.trainer import PretrainTrainer
 
 _real = PretrainTrainer.training_step
 

@@ -67,7 +67,7 @@ class Points:
 
     def arm(self) -> None:
         """Patch this process, which is a fork made for one attempt."""
-        from ibnorm_hf.training.trainer import PretrainTrainer
+        from ibnorm_hf.training.loop.trainer import PretrainTrainer
 
         for owner, name in ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")):
             setattr(owner, name, self._before(name, getattr(owner, name)))
@@ -123,7 +123,7 @@ def attempt(
 ) -> tuple[int, str, int]:
     """Fork one run of the recipe; returns (exit status as of os.waitpid, its output, its count of points)."""
     from ibnorm_hf.training import pretrain as job
-    from ibnorm_hf.training.recipe import load_recipe
+    from ibnorm_hf.training.keys.recipe import load_recipe
 
     log, count = folder.with_suffix(".log"), folder.with_suffix(".count")
     sys.stdout.flush()
@@ -154,7 +154,7 @@ def attempt(
 
 def newest(run: Path) -> int:
     """Step of the newest complete checkpoint, 0 without one."""
-    from ibnorm_hf.training.manifest import newest_complete
+    from ibnorm_hf.training.folder.manifest import newest_complete
 
     found = newest_complete(run, lambda text: None)
     return found[1]["step"] if found else 0

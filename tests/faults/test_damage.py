@@ -4,7 +4,7 @@
 import pytest
 
 from ibnorm_hf.training import pretrain as job
-from ibnorm_hf.training.manifest import verify
+from ibnorm_hf.training.folder.manifest import verify
 from tests.training.test_run import DAMAGE
 
 from .compare import unlike

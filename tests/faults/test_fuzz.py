@@ -14,19 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.evaluation.leaderboard import leaderboard
-from ibnorm_hf.training import data as packing
-from ibnorm_hf.training.arguments import DataArguments
-from ibnorm_hf.training.callbacks import trim_log
-from ibnorm_hf.training.errors import UserError
-from ibnorm_hf.training.manifest import MANIFEST, newest_complete, verify
+from ibnorm_hf.training.folder.manifest import MANIFEST, newest_complete, verify
+from ibnorm_hf.training.folder.run_folder import claim
+from ibnorm_hf.training.keys.arguments import DataArguments
+from ibnorm_hf.training.keys.recipe import _known_keys, load_recipe
+from ibnorm_hf.training.loop.callbacks import trim_log
+from ibnorm_hf.training.loop.sharded import load_full_model
+from ibnorm_hf.training.loop.trainer import _loading
 from ibnorm_hf.training.plan import make_plan
 from ibnorm_hf.training.pretrain import _require_same_recipe
-from ibnorm_hf.training.recipe import _known_keys, load_recipe
-from ibnorm_hf.training.run_folder import claim
-from ibnorm_hf.training.sharded import load_full_model
-from ibnorm_hf.training.sources import open_source
-from ibnorm_hf.training.trainer import _loading
+from ibnorm_hf.training.text import prepare as packing
+from ibnorm_hf.training.text.sources import open_source
 from tests.training.conftest import TINY
 
 pytestmark = pytest.mark.faults("arbitrary content in a file")

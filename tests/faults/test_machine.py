@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from ibnorm_hf.cli import main
-from ibnorm_hf.training import data as packing
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training import pretrain as job
-from ibnorm_hf.training.errors import UserError
-from ibnorm_hf.training.failures import full_disk, out_of_memory
-from ibnorm_hf.training.lock import FolderLock
-from ibnorm_hf.training.manifest import SAVING, newest_complete, tidy, verify
-from ibnorm_hf.training.run_folder import claim
-from ibnorm_hf.training.trainer import PretrainTrainer
+from ibnorm_hf.training.folder.failures import full_disk, out_of_memory
+from ibnorm_hf.training.folder.lock import FolderLock
+from ibnorm_hf.training.folder.manifest import SAVING, newest_complete, tidy, verify
+from ibnorm_hf.training.folder.run_folder import claim
+from ibnorm_hf.training.loop.trainer import PretrainTrainer
+from ibnorm_hf.training.text import prepare as packing
 
 from .compare import log_lines, unlike
 
@@ -143,7 +143,7 @@ def test_a_second_run_is_refused(make_recipe, recipe_file, tmp_path, capsys):
 def test_a_dead_program_keeps_no_lock(tmp_path):
     code = (
         "import sys, pathlib, time, os\n"
-        "from ibnorm_hf.training.lock import FolderLock\n"
+        "from ibnorm_hf.training.folder.lock import FolderLock\n"
         "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.acquire()\n"
         "worker = os.fork()\n"  # as data loaders do: it outlives its parent
         "if worker: print(worker, flush=True)\n"

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from ibnorm_hf.cli import main
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training import pretrain as job
-from ibnorm_hf.training.callbacks import GradientGuard
-from ibnorm_hf.training.errors import UserError
-from ibnorm_hf.training.manifest import MANIFEST, newest_complete, seal, verify
-from ibnorm_hf.training.order import SampleOrder
-from ibnorm_hf.training.tokenizer import train_bpe
-from ibnorm_hf.training.trainer import PretrainTrainer
+from ibnorm_hf.training.folder.manifest import MANIFEST, newest_complete, seal, verify
+from ibnorm_hf.training.loop.callbacks import GradientGuard
+from ibnorm_hf.training.loop.order import SampleOrder
+from ibnorm_hf.training.loop.trainer import PretrainTrainer
+from ibnorm_hf.training.text.tokenizer import train_bpe
 
 from .compare import log_lines, unlike
 

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 
 from ibnorm_hf.cli import main
-from ibnorm_hf.errors import UserError
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.hub import card as cards
 from ibnorm_hf.hub.card import write_card
 from ibnorm_hf.hub.export import export

@@ -19,7 +19,7 @@ from transformers import (
 
 from ibnorm_hf import assert_norms
 from ibnorm_hf.cli import main
-from ibnorm_hf.errors import UserError
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.hub.convert import convert
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}

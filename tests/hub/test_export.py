@@ -13,7 +13,7 @@ from transformers.dynamic_module_utils import get_imports
 import ibnorm_hf
 from ibnorm_hf import IBNormLlamaConfig, IBNormLlamaForCausalLM
 from ibnorm_hf.cli import main
-from ibnorm_hf.errors import UserError
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.hub import export as exports
 from ibnorm_hf.hub.code import require_closed
 from ibnorm_hf.hub.export import export, verify

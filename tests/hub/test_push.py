@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 from ibnorm_hf.cli import main
-from ibnorm_hf.errors import UserError
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.hub.push import push
 from ibnorm_hf.hub.scrub import require_publishable, scrub
 

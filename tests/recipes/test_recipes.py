@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from ibnorm_hf.cli import main
-from ibnorm_hf.training.build import build_config
+from ibnorm_hf.training.keys.recipe import load_recipe
+from ibnorm_hf.training.model.build import build_config
 from ibnorm_hf.training.plan import make_plan
-from ibnorm_hf.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2] / "recipes"
 # Parameters, normalization layers, tokens a step, steps.

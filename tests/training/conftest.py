@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ibnorm_hf.training.recipe import Recipe, load_recipe
+from ibnorm_hf.training.keys.recipe import Recipe, load_recipe
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 TINY = f"""

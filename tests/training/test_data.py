@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ibnorm_hf.training import data as packing
-from ibnorm_hf.training.arguments import DataArguments
-from ibnorm_hf.training.blocks import BlockWriter, blocks_sha256, load_blocks
-from ibnorm_hf.training.errors import UserError
-from ibnorm_hf.training.tokenizer import END_OF_TEXT, train_bpe
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training.keys.arguments import DataArguments
+from ibnorm_hf.training.text import prepare as packing
+from ibnorm_hf.training.text.blocks import BlockWriter, blocks_sha256, load_blocks
+from ibnorm_hf.training.text.tokenizer import END_OF_TEXT, train_bpe
 
 
 def corpus(folder: Path, documents: int = 400) -> Path:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ibnorm_hf.training import embedded
-from ibnorm_hf.training.errors import UserError
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training.text import embedded
 
 
 def test_prose_of_installed_packages(tmp_path: Path, monkeypatch):

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ibnorm_hf.training import data as packing
-from ibnorm_hf.training.arguments import DataArguments
-from ibnorm_hf.training.encode import Encoder
-from ibnorm_hf.training.errors import UserError
-from ibnorm_hf.training.failures import told
-from ibnorm_hf.training.tokenizer import train_bpe
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training.folder.failures import told
+from ibnorm_hf.training.keys.arguments import DataArguments
+from ibnorm_hf.training.text import prepare as packing
+from ibnorm_hf.training.text.encode import Encoder
+from ibnorm_hf.training.text.tokenizer import train_bpe
 
 TEXTS = [f"Document {i} tells of {i * i} things — größer als {i}. " * (i % 7 + 1) for i in range(300)]
 
@@ -90,7 +90,7 @@ def test_a_killed_worker_is_told(tokenizer, tmp_path: Path):
 def test_workers_end_with_a_killed_parent():
     code = (
         "import time\n"
-        "from ibnorm_hf.training.encode import Encoder\n"
+        "from ibnorm_hf.training.text.encode import Encoder\n"
         "from tokenizers import Tokenizer, models\n"
         "class T: backend_tokenizer = Tokenizer(models.BPE())\n"
         "with Encoder(T(), 2) as e:\n"

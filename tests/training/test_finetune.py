@@ -12,19 +12,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ibnorm_hf.cli import main
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.common.packed import IGNORED
 from ibnorm_hf.hub.export import export
 from ibnorm_hf.modeling.norms import IBNorm
 from ibnorm_hf.modeling.replace import iter_norms
-from ibnorm_hf.packed import IGNORED
 from ibnorm_hf.pretrained import load_pretrained
 from ibnorm_hf.training import pretrain as job
-from ibnorm_hf.training.anneal import LambdaSchedule, measure_spreads, nats_per_token
-from ibnorm_hf.training.arguments import ModelArguments
-from ibnorm_hf.training.build import lambda_schedule
-from ibnorm_hf.training.errors import UserError
+from ibnorm_hf.training.keys.arguments import ModelArguments
+from ibnorm_hf.training.keys.recipe import Recipe, load_recipe, resolved
+from ibnorm_hf.training.loop.anneal import LambdaSchedule, measure_spreads, nats_per_token
+from ibnorm_hf.training.model.build import lambda_schedule
+from ibnorm_hf.training.model.trained_part import take_trained_part
 from ibnorm_hf.training.plan import make_plan, plan_lines
-from ibnorm_hf.training.recipe import Recipe, load_recipe, resolved
-from ibnorm_hf.training.trained_part import take_trained_part
 from tests.faults.compare import load, unlike
 
 from .conftest import TINY
@@ -240,8 +240,8 @@ def test_an_adapter_run_saves_the_adapter_alone_and_loads_as_what_was_trained(ma
 
 def test_an_adapter_is_under_two_percent_of_its_base():
     """LLaMA-60M, the smallest recipe of a real width, counted on the meta device."""
-    from ibnorm_hf.training.build import build_config, build_model
-    from ibnorm_hf.training.trained_part import take_trained_part, trained_counts
+    from ibnorm_hf.training.model.build import build_config, build_model
+    from ibnorm_hf.training.model.trained_part import take_trained_part, trained_counts
 
     for keys in (["--adapter", "norms"], ["--adapter", "lora"]):
         recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "llama" / "60m.yaml", [])

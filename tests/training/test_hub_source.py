@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 
-from ibnorm_hf.training import data as packing
-from ibnorm_hf.training.arguments import DataArguments
-from ibnorm_hf.training.errors import UserError
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training.keys.arguments import DataArguments
+from ibnorm_hf.training.text import prepare as packing
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, ResNetConfig, ResNetM
 
 import ibnorm_hf  # noqa: F401 - registers the model types
 from ibnorm_hf.modeling.norms import list_norms
-from ibnorm_hf.training.decay import decay_groups
-from ibnorm_hf.training.order import SampleOrder
+from ibnorm_hf.training.loop.decay import decay_groups
+from ibnorm_hf.training.loop.order import SampleOrder
 
 
 def test_order_is_permutations_in_a_row():

@@ -58,7 +58,7 @@ def same_run(one: Path, two: Path) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory, cache) -> Path:
     """The run of one process, with a checkpoint every second step."""
-    from ibnorm_hf.training.recipe import load_recipe
+    from ibnorm_hf.training.keys.recipe import load_recipe
 
     folder = tmp_path_factory.mktemp("one")
     (folder / "tiny.yaml").write_text(TINY)

@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, set_seed
 
 from ibnorm_hf.cli import main
-from ibnorm_hf.packed import IGNORED, mask, unpack
-from ibnorm_hf.training import data as packing
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.common.packed import IGNORED, mask, unpack
 from ibnorm_hf.training import pretrain as job
-from ibnorm_hf.training.arguments import DataArguments
-from ibnorm_hf.training.build import build_config, build_model
-from ibnorm_hf.training.errors import UserError
-from ibnorm_hf.training.order import SampleOrder
-from ibnorm_hf.training.recipe import Recipe, load_recipe
-from ibnorm_hf.training.sources import open_source
-from ibnorm_hf.training.trainer import collate
+from ibnorm_hf.training.keys.arguments import DataArguments
+from ibnorm_hf.training.keys.recipe import Recipe, load_recipe
+from ibnorm_hf.training.loop.order import SampleOrder
+from ibnorm_hf.training.loop.trainer import collate
+from ibnorm_hf.training.model.build import build_config, build_model
+from ibnorm_hf.training.text import prepare as packing
+from ibnorm_hf.training.text.sources import open_source
 
 from .conftest import TINY
 from .test_processes import same_run, two_processes

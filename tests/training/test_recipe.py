@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ibnorm_hf.training.arguments import FREE_KEYS, REFUSED_KEYS
-from ibnorm_hf.training.build import build_config
-from ibnorm_hf.training.errors import UserError
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training.folder.run_folder import identity
+from ibnorm_hf.training.keys.arguments import FREE_KEYS, REFUSED_KEYS
+from ibnorm_hf.training.keys.recipe import _known_keys, load_recipe, resolved
+from ibnorm_hf.training.model.build import build_config
 from ibnorm_hf.training.plan import make_plan
-from ibnorm_hf.training.recipe import _known_keys, load_recipe, resolved
-from ibnorm_hf.training.run_folder import identity
 
 
 def test_command_line_overrides_file(make_recipe):

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_pt_utils import safe_globals
 
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training import pretrain as job
-from ibnorm_hf.training.callbacks import trim_log
-from ibnorm_hf.training.errors import UserError
-from ibnorm_hf.training.manifest import checkpoints, keep_last, newest_complete, seal, verify
-from ibnorm_hf.training.trainer import PretrainTrainer
+from ibnorm_hf.training.folder.manifest import checkpoints, keep_last, newest_complete, seal, verify
+from ibnorm_hf.training.loop.callbacks import trim_log
+from ibnorm_hf.training.loop.trainer import PretrainTrainer
 
 
 class Killed(BaseException):
@@ -65,7 +65,7 @@ def same_state(one: Path, two: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """One finished run of six steps, made once."""
-    from ibnorm_hf.training.recipe import load_recipe
+    from ibnorm_hf.training.keys.recipe import load_recipe
 
     from .conftest import TINY
 
@@ -116,7 +116,7 @@ def test_the_final_model_reproduces_the_validation(finished: Path):
     assert facts["sha256"] == data["validation"]["sha256"]
     assert facts["perplexity"] == pytest.approx(math.exp(facts["loss"]))
     assert facts["bits_per_byte"] == pytest.approx(facts["loss"] / math.log(2) / data["validation"]["bytes_per_token"])
-    from ibnorm_hf.training.recipe import load_recipe
+    from ibnorm_hf.training.keys.recipe import load_recipe
 
     blocks = job.prepare(load_recipe(run / "config.yaml")).validation[:]["input_ids"]
     ids = torch.from_numpy(blocks.astype("int64"))

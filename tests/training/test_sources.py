@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ibnorm_hf.training.arguments import DataArguments
-from ibnorm_hf.training.docstrings import module_prose, prose_paragraphs
-from ibnorm_hf.training.errors import UserError
-from ibnorm_hf.training.sources import MAX_LINE_BYTES, FileSource, open_source
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training.keys.arguments import DataArguments
+from ibnorm_hf.training.text.docstrings import module_prose, prose_paragraphs
+from ibnorm_hf.training.text.sources import MAX_LINE_BYTES, FileSource, open_source
 
 TEXTS = ["First text.\nSecond line.", "Ünïcode ☃ text", "last"]
 

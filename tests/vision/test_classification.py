@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from ibnorm_hf.errors import UserError
+from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.evaluation.classification import calibration_error, evaluate_images, predict, scores
 from ibnorm_hf.evaluation.corruptions import CORRUPTIONS, corrupt, gaussian_blur
 from ibnorm_hf.evaluation.robustness_chart import draw_robustness
-from ibnorm_hf.training.images import Images
+from ibnorm_hf.training.images.images import Images
 
 
 def generator(seed=0):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ibnorm_hf.errors import UserError
-from ibnorm_hf.training import augment
-from ibnorm_hf.training.image_arguments import ImageArguments
-from ibnorm_hf.training.image_build import Views, facts_of, load_images, planned_facts
-from ibnorm_hf.training.images import load_digits, load_idx, square
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training.images import augment
+from ibnorm_hf.training.images.images import load_digits, load_idx, square
+from ibnorm_hf.training.keys.image_arguments import ImageArguments
+from ibnorm_hf.training.model.image_build import Views, facts_of, load_images, planned_facts
 
 
 def generator(seed=0):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ibnorm_hf.training.images import ImageData, Images
+from ibnorm_hf.training.images.images import ImageData, Images
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("fashion_mnist", ROOT / "recipes" / "benchmarks" / "fashion_mnist.py")

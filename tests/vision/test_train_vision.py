@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from ibnorm_hf import IBBatchNorm2d
-from ibnorm_hf.errors import UserError
-from ibnorm_hf.training.image_build import planned_facts
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training.model.image_build import planned_facts
 from ibnorm_hf.training.vision import load_vision_recipe, plan_lines, train_vision
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .paths import file_sha256, sync_file, sync_folder, write_json
+from ...common.errors import UserError
+from ...common.paths import file_sha256, sync_file, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"  # a checkpoint is written in this folder of the run, then moved into place

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .arguments import DataArguments
+from ...common.errors import UserError
+from ...common.paths import digest
+from ..keys.arguments import DataArguments
 from .embedded import embedded_corpus
-from .errors import UserError
-from .paths import digest
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 _RECORDS = (".jsonl", ".json", ".parquet")

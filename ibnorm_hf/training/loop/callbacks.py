@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from ..modeling.batch_norms import IBBatchNorm2d
-from ..modeling.norms import IBNorm
-from ..modeling.replace import iter_norms
+from ...common.errors import UserError
+from ...common.paths import write_atomic
+from ...modeling.batch_norms import IBBatchNorm2d
+from ...modeling.norms import IBNorm
+from ...modeling.replace import iter_norms
 from .anneal import AnnealLambda, to_compress
-from .errors import UserError
-from .paths import write_atomic
 
 
 class CompressionShares:

@@ -16,11 +16,11 @@ import yaml
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..modeling.batch_norms import IBBatchNorm2d
-from ..modeling.norms import IBNorm
-from ..modeling.replace import iter_norms, set_norm_lambda
-from ..packed import IGNORED
-from .errors import UserError
+from ...common.errors import UserError
+from ...common.packed import IGNORED
+from ...modeling.batch_norms import IBBatchNorm2d
+from ...modeling.norms import IBNorm
+from ...modeling.replace import iter_norms, set_norm_lambda
 
 FREE_OF_COMPRESSION = 1e8  # a lambda at which every variant is LayerNorm to fp32 rounding
 _LOWEST = 1e-2  # of the search for `auto`, in the schedule's unit
@@ -74,7 +74,7 @@ class LambdaSchedule:
         known = [f.name for f in fields(cls)]
         for key in value:
             if key not in known:
-                from .recipe import did_you_mean
+                from ..keys.recipe import did_you_mean
 
                 hint = did_you_mean(key, known) or f"; the keys are {', '.join(known)}"
                 raise UserError(f"unknown key 'norm_lambda_schedule.{key}'{hint}")

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
-from ..packed import COLUMN
-from .errors import UserError
-from .paths import file_sha256, sync_file, sync_folder
+from ...common.errors import UserError
+from ...common.packed import COLUMN
+from ...common.paths import file_sha256, sync_file, sync_folder
 
 
 @dataclass

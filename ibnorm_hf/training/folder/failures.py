@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import UserError
+from ...common.errors import UserError
 
 _FULL = {
     errno.ENOSPC: "the disk is full",

@@ -15,9 +15,9 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from .anneal import LambdaSchedule
+from ...common.errors import UserError
+from ..loop.anneal import LambdaSchedule
 from .arguments import REFUSED_KEYS, DataArguments, ModelArguments, RunArguments
-from .errors import UserError
 
 # Old and new name of the same key, whichever the installed Transformers knows.
 _SYNONYMS = (

@@ -19,15 +19,15 @@ from torch.nn import functional as F
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from ..packed import COLUMN, IGNORED, unpack
+from ...common.errors import UserError
+from ...common.packed import COLUMN, IGNORED, unpack
+from ...common.paths import sync_file
+from ..folder.manifest import SAVING, keep_last, publish, remove_folder, seal
+from ..model.trained_part import is_adapter, load_adapter
 from .callbacks import GradientGuard, diverged
 from .decay import decay_groups
-from .errors import UserError
-from .manifest import SAVING, keep_last, publish, remove_folder, seal
 from .order import SampleOrder
-from .paths import sync_file
 from .sharded import full_optimizer_state, is_sharded, load_full_model, load_full_optimizer
-from .trained_part import is_adapter, load_adapter
 
 OWN_STATE = "ibnorm_state.json"
 

@@ -16,12 +16,12 @@ import numpy as np
 from datasets import Dataset
 from filelock import FileLock
 
-from ..packed import mask
-from .arguments import DataArguments
+from ...common.errors import UserError
+from ...common.packed import mask
+from ...common.paths import cache_root, digest, sync_folder, write_json
+from ..keys.arguments import DataArguments
 from .blocks import BlockWriter, blocks_sha256, load_blocks
 from .encode import Encoder
-from .errors import UserError
-from .paths import cache_root, digest, sync_folder, write_json
 from .sources import HubSource, Piece, Source, open_source
 from .tokenizer import fingerprint, get_tokenizer
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import yaml
 
-from .arguments import FREE_KEYS
-from .errors import UserError
+from ...common.errors import UserError
+from ...common.paths import digest, write_atomic, write_json
+from ..keys.arguments import FREE_KEYS
+from ..keys.recipe import Recipe, resolved
 from .lock import FolderLock
 from .manifest import checkpoints, tidy
-from .paths import digest, write_atomic, write_json
-from .recipe import Recipe, resolved
 
 CONFIG = "config.yaml"
 _SECRETS = ("token", "secret", "password", "api_key", "apikey", "access_key")

@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from .errors import UserError
+from ...common.errors import UserError
 
 try:
     import fcntl

@@ -10,13 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
-from .. import registration  # noqa: F401
-from ..modeling.compression import get_compression, list_compressions
-from ..modeling.replace import replace_norms
-from ..pretrained import as_registered, load_config, load_pretrained, registered_config
-from .anneal import LambdaSchedule
-from .errors import UserError
-from .recipe import Recipe, did_you_mean
+from ... import registration  # noqa: F401
+from ...common.errors import UserError
+from ...modeling.compression import get_compression, list_compressions
+from ...modeling.replace import replace_norms
+from ...pretrained import as_registered, load_config, load_pretrained, registered_config
+from ..keys.recipe import Recipe, did_you_mean
+from ..loop.anneal import LambdaSchedule
 from .trained_part import take_trained_part
 
 _NORM_FLAGS = ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias")

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ...common.errors import UserError
+from ...common.paths import cache_root, write_json
 from . import docstrings
-from .errors import UserError
-from .paths import cache_root, write_json
 
 # Dependencies of this package, so that two fresh installations of the same versions hold the same text.
 PACKAGES = (

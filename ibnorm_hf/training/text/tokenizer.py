@@ -17,10 +17,10 @@ from typing import Any
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ..pretrained import load_tokenizer
-from .arguments import DataArguments
-from .errors import UserError
-from .paths import cache_root, digest
+from ...common.errors import UserError
+from ...common.paths import cache_root, digest
+from ...pretrained import load_tokenizer
+from ..keys.arguments import DataArguments
 
 END_OF_TEXT = "<|endoftext|>"
 # Enough text to settle the merges of any vocabulary trained here, and a bound on time and memory.

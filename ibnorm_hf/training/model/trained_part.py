@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..modeling.replace import iter_norms
-from ..pretrained import is_gguf
-from .arguments import ModelArguments
-from .errors import UserError
+from ...common.errors import UserError
+from ...modeling.replace import iter_norms
+from ...pretrained import is_gguf
+from ..keys.arguments import ModelArguments
 
 ADAPTERS = ("lora", "norms")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..model.image_build import Views
 from .callbacks import RunLog
-from .image_build import Views
 from .trainer import PretrainTrainer
 
 

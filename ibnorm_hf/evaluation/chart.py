@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from .bounds import BENCHMARKS
-from .leaderboard import Scored
+from .scored import Scored
 from .scores import SIGNIFICANT
 
 

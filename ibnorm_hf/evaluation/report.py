@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .bounds import BENCHMARKS
-from .leaderboard import Scored, differences
+from .scored import Scored, differences
 from .scores import SIGNIFICANT, Measured
 
 _HEAD = ("", "raw", "stderr", "n", "chance", "score", "± stderr", "")

@@ -45,7 +45,8 @@ _PUBLIC = {
     ),
     "modeling.modeling_ibnorm_vit": ("IBNormViTForImageClassification", "IBNormViTModel"),
     "modeling.norms": ("DynamicTanh", "IBNorm", "NormalNorm", "RMSNorm", "create_norm", "list_norms"),
-    "modeling.replace": ("assert_norms", "replace_norms", "restore_norms"),
+    "modeling.guard": ("assert_norms",),
+    "modeling.replace": ("replace_norms", "restore_norms"),
     "modeling.sync_norms": ("IBSyncBatchNorm2d",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

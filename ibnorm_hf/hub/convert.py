@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..common.errors import UserError
-from ..modeling.replace import ReplacementReport, replace_norms
+from ..modeling.replace import replace_norms
+from ..modeling.report import ReplacementReport
 from ..pretrained import as_registered, load_pretrained, registered_config
 
 

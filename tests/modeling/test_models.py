@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ibnorm_hf import IBNorm, assert_norms, list_norms
-from ibnorm_hf.modeling.replace import norm_name
+from ibnorm_hf.modeling.recognize import norm_name
 
 ARCHITECTURES = ("llama", "gpt2")
 AUTO_CLASSES = (

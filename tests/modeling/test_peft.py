@@ -13,7 +13,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, GPT2Config, LlamaConfig
 
 from ibnorm_hf import IBNorm, IBNormLlamaConfig, IBNormLlamaForCausalLM, assert_norms, replace_norms, restore_norms
-from ibnorm_hf.modeling.replace import iter_norms, set_norm_lambda
+from ibnorm_hf.modeling.lambdas import set_norm_lambda
+from ibnorm_hf.modeling.recognize import iter_norms
 
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
 NORMS = {

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GemmaConfig, LlamaConfig, Qwen3Config
 
 from ibnorm_hf import IBNorm, assert_norms, replace_norms, restore_norms
-from ibnorm_hf.modeling.replace import norm_name
+from ibnorm_hf.modeling.recognize import norm_name
 
 SMALL = {
     "hidden_size": 32,

@@ -27,7 +27,7 @@ from ibnorm_hf import (
     restore_norms,
 )
 from ibnorm_hf.modeling.channel_norms import LayerNorm2d
-from ibnorm_hf.modeling.replace import norm_name
+from ibnorm_hf.modeling.recognize import norm_name
 
 SMALL = {
     "vit": {

@@ -16,7 +16,7 @@ from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.common.packed import IGNORED
 from ibnorm_hf.hub.export import export
 from ibnorm_hf.modeling.norms import IBNorm
-from ibnorm_hf.modeling.replace import iter_norms
+from ibnorm_hf.modeling.recognize import iter_norms
 from ibnorm_hf.pretrained import load_pretrained
 from ibnorm_hf.training import pretrain as job
 from ibnorm_hf.training.keys.arguments import ModelArguments

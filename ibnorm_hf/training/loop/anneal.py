@@ -19,8 +19,9 @@ from transformers import TrainerCallback
 from ...common.errors import UserError
 from ...common.packed import IGNORED
 from ...modeling.batch_norms import IBBatchNorm2d
+from ...modeling.lambdas import set_norm_lambda
 from ...modeling.norms import IBNorm
-from ...modeling.replace import iter_norms, set_norm_lambda
+from ...modeling.recognize import iter_norms
 
 FREE_OF_COMPRESSION = 1e8  # a lambda at which every variant is LayerNorm to fp32 rounding
 _LOWEST = 1e-2  # of the search for `auto`, in the schedule's unit

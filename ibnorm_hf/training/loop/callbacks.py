@@ -22,7 +22,7 @@ from ...common.errors import UserError
 from ...common.paths import write_atomic
 from ...modeling.batch_norms import IBBatchNorm2d
 from ...modeling.norms import IBNorm
-from ...modeling.replace import iter_norms
+from ...modeling.recognize import iter_norms
 from .anneal import AnnealLambda, to_compress
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...common.errors import UserError
-from ...modeling.replace import iter_norms
+from ...modeling.recognize import iter_norms
 from ...pretrained import is_gguf
 from ..keys.arguments import ModelArguments
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a norm of any model computes, found out by trying it: its family, area, width and eps."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from .batch_norms import BatchAreaNorm, IBBatchNorm2d, NormalBatchNorm2d
+from .channel_norms import ChannelFirst
+from .norms import DynamicTanh, IBNorm, NormalNorm, RMSNorm, TokenNorm
+from .wrappers import plain_path, unwrapped
+
+
+def iter_norms(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Every norm of ``model`` in module order: its path, and the modules that stand there.
+
+    There is one module a norm, except under PEFT, where the frozen original comes first and is followed by the copy
+    of each adapter that trains the norm; the path is then that of the model without PEFT.
+    """
+    base = unwrapped(model)
+    norms: dict[str, list[nn.Module]] = {}
+    for path, module in base.named_modules():
+        if _looks_like_norm(module):
+            norms.setdefault(plain_path(base, path), []).append(module)
+    yield from norms.items()
+
+
+def norm_name(module: nn.Module) -> str | None:
+    """The ``norm_type`` that a module of this package (or torch's own) implements; None for any other module."""
+    if isinstance(module, IBNorm | IBBatchNorm2d):
+        return module.norm_type
+    if isinstance(module, NormalNorm | NormalBatchNorm2d):
+        return "normalnorm" if module.noise else "normalnorm-noiseless"
+    names = {RMSNorm: "rmsnorm", DynamicTanh: "dyt", nn.LayerNorm: "layernorm", nn.BatchNorm2d: "batchnorm"}
+    return next((name for cls, name in names.items() if isinstance(module, cls)), None)
+
+
+def _looks_like_norm(module: nn.Module) -> bool:
+    by_name = "norm" in type(module).__name__.lower() or isinstance(
+        module, (TokenNorm, BatchAreaNorm, nn.LayerNorm, nn.RMSNorm)
+    )
+    return by_name and not any(True for _ in module.children())
+
+
+def family_of(module: nn.Module) -> str | None:
+    """Recognise a norm by what its class computes on a small random input with random weights."""
+    if isinstance(module, (IBNorm, IBBatchNorm2d)):
+        return "ibnorm"
+    if isinstance(module, (NormalNorm, NormalBatchNorm2d)):
+        return "normalnorm"
+    for cls, name in {DynamicTanh: "dyt", RMSNorm: "rmsnorm"}.items():
+        if isinstance(module, cls):
+            return name
+    if type(module) is nn.BatchNorm2d:
+        return "batchnorm"
+    width, eps = width_of(module), eps_of(module)
+    if width is None or eps is None or {n for n, _ in module.named_parameters()} - {"weight", "bias"}:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("cpu"), torch.no_grad():
+        x = torch.randn(3, width, generator=generator, dtype=torch.float32) + 0.5
+        trial = copy.copy(module)  # shares nothing that is written to, and carries no hook into the call
+        random = {name: torch.randn(width, generator=generator, dtype=x.dtype) for name, _ in module.named_parameters()}
+        trial._parameters = {name: random.get(name) for name in module._parameters}  # type: ignore[misc]
+        try:
+            y = type(module).forward(trial, x)
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        weight, bias = random.get("weight", 1), random.get("bias", 0)
+        centred = nn.functional.layer_norm(x, (width,), eps=eps) * weight + bias
+        scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight + bias
+    for name, expected in (("layernorm", centred), ("rmsnorm", scaled)):
+        if y.shape == expected.shape and torch.allclose(y, expected, rtol=1e-4, atol=1e-4):
+            return name
+    return None
+
+
+def area_of(module: nn.Module) -> str:
+    if isinstance(module, (BatchAreaNorm, nn.BatchNorm2d)):
+        return "batch"
+    return "channel" if isinstance(module, ChannelFirst) else "token"
+
+
+def width_of(module: nn.Module) -> int | None:
+    if area_of(module) == "batch":
+        return int(module.num_features)  # type: ignore[arg-type]
+    shape = getattr(module, "normalized_shape", None)
+    if shape is None:
+        weight = getattr(module, "weight", None)
+        shape = (getattr(module, "width", None),) if weight is None else weight.shape
+    return shape[0] if len(shape) == 1 else None
+
+
+def eps_of(module: nn.Module) -> float | None:
+    for name in ("eps", "variance_epsilon", "epsilon"):
+        if hasattr(module, name):
+            eps = getattr(module, name)
+            return torch.finfo(torch.float32).eps if eps is None else float(eps)
+    return None

@@ -60,9 +60,10 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """As ``eager.forward``."""
     rows = _rows(x)
-    y = torch.empty(x.shape, dtype=x.dtype)
+    # Every allocation states dtype and device: those of the process (set_default_dtype, torch.device) are not x's.
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     count = 3 if order == "compress-first" else 2
-    statistics = [torch.empty(*x.shape[:-1], 1, dtype=torch.float32) for _ in range(count)]
+    statistics = [torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device) for _ in range(count)]
     if bias is not None and weight is None:
         weight = torch.ones_like(bias)
     weight, bias = _float32(weight), _float32(bias)
@@ -84,10 +85,11 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As ``eager.backward``. Sums over rows are taken a thread at a time in fixed order: repeats are bit-identical."""
     rows, dy_rows = _rows(x), _rows(dy)
-    dx = torch.empty(x.shape, dtype=x.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shape = _shape(rows, dy_rows.stride(0), lam, 0.0)
     weight = _float32(weight)
-    sums = [torch.zeros(shape.threads, x.shape[-1]) if want else None for want in wanted[1:]]
+    partial = torch.zeros(2, shape.threads, x.shape[-1], dtype=torch.float32, device=x.device)
+    sums = [part if want else None for part, want in zip(partial, wanted[1:], strict=True)]
     call = getattr(_library(compression.name, order), f"backward_{_TYPES[x.dtype]}")
     pointers = (dy_rows, rows, weight, *statistics, *[None] * (3 - len(statistics)), dx, *sums)
     call(*map(_pointer, pointers), ctypes.byref(shape))

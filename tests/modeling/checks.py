@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a path of ``ib_norm`` is held against the float64 reference: outputs and gradients, with a random cotangent."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ibnorm_hf.modeling.functional import ib_norm_reference
 VARIANTS = ("ibnorm-l", "ibnorm-t", "ibnorm-s", "ibnorm-sqrt")
 ORDERS = ("compress-first", "standardize-first")
 WIDTHS = (1, 3, 7, 192, 760, 1023, 2048)
+DEFAULTS = (torch.float64, torch.bfloat16, torch.float16, "meta")  # of a process; float32 on the CPU is tested anyhow
 LAYOUTS = ("contiguous", "sliced", "transposed")
 
 # Rounding of the result to its dtype, and of float32 arithmetic inside, as multiples of the dtype's epsilon.
@@ -28,15 +30,40 @@ def make_input(rows: int, width: int, dtype: torch.dtype, layout: str = "contigu
     return x.t().contiguous().t() if layout == "transposed" else x.contiguous()
 
 
-def gradients(function: Callable[..., Tensor], *inputs: Tensor, cotangent: Tensor) -> list[Tensor]:
-    """[output, gradient of each input] for the given cotangent, on detached copies with the same strides."""
+@contextlib.contextmanager
+def process_default(default: torch.dtype | str) -> Iterator[None]:
+    """What a new tensor without a stated dtype or device becomes: here, ``default``, a dtype or a device's name."""
+    if isinstance(default, str):
+        with torch.device(default):
+            yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def gradients(
+    function: Callable[..., Tensor], *inputs: Tensor, cotangent: Tensor, default: torch.dtype | str = torch.float32
+) -> list[Tensor]:
+    """[output, gradient of each input] for the given cotangent, on detached copies with the same strides.
+
+    Forward and backward run under the given default dtype or device.
+    """
     leaves = [t.detach().requires_grad_() for t in inputs]
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent.to(y.dtype))]
+    with process_default(default):
+        y = function(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, cotangent.to(y.dtype))]
 
 
 def assert_matches_reference(
-    function: Callable[..., Tensor], x: Tensor, tolerance: float | None = None, **options: Any
+    function: Callable[..., Tensor],
+    x: Tensor,
+    tolerance: float | None = None,
+    default: torch.dtype | str = torch.float32,
+    **options: Any,
 ) -> None:
     """Compare ``function(x, weight, bias, **options)`` with the reference in float64; print the first mismatch."""
     generator = torch.Generator().manual_seed(1)
@@ -44,7 +71,7 @@ def assert_matches_reference(
     weight = (1 + 0.5 * torch.randn(width, generator=generator)).to(x.dtype)
     bias = torch.randn(width, generator=generator).to(x.dtype)
     cotangent = torch.randn(x.shape, generator=generator).to(x.dtype)
-    actual = gradients(lambda *t: function(*t, **options), x, weight, bias, cotangent=cotangent)
+    actual = gradients(lambda *t: function(*t, **options), x, weight, bias, cotangent=cotangent, default=default)
     expected = gradients(
         lambda *t: ib_norm_reference(*t, **options), x.double(), weight.double(), bias.double(), cotangent=cotangent
     )

@@ -2,6 +2,7 @@
 """The batch area: values and gradients against a reference, running statistics, and each batch counted once."""
 
 import copy
+import itertools
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from ibnorm_hf.modeling.batch_functional import batch_ib_norm, batch_ib_norm_ref
 from ibnorm_hf.modeling.batch_norms import NormalBatchNorm2d
 from ibnorm_hf.modeling.compression import get_compression
 
-from .checks import TOLERANCE, VARIANTS, gradients
+from .checks import DEFAULTS, TOLERANCE, VARIANTS, gradients
 
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 SHAPES = ((2, 3, 4, 5), (1, 1, 1, 7), (6, 5, 1, 1), (3, 16, 9, 2))
@@ -56,6 +57,21 @@ def test_matches_the_reference(variant, shape, layout, dtype):
         assert ((a.double() - e).abs() / scale).max() <= TOLERANCE[dtype], name
     if layout == "channels_last" and shape[1] > 1:
         assert actual[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("default", DEFAULTS, ids=str)
+def test_the_default_dtype_and_device_of_the_process_change_nothing(default):
+    shape = (3, 4, 5, 2)
+    for variant, dtype in itertools.product(VARIANTS, (torch.float32, torch.bfloat16, torch.float64)):
+        inputs = (images(shape, dtype), *affine(shape[1], dtype))
+        cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+        def norm(*tensors, variant=variant):
+            return batch_ib_norm(*tensors, get_compression(variant), 1.7, 1e-5)[0]
+
+        plain = gradients(norm, *inputs, cotangent=cotangent)
+        other = gradients(norm, *inputs, cotangent=cotangent, default=default)
+        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
 
 
 def test_reference_is_the_definition():

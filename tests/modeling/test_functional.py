@@ -2,6 +2,7 @@
 """The default path against the reference, the mathematics, and torch's transforms."""
 
 import hashlib
+import itertools
 import sys
 import types
 from functools import partial
@@ -20,7 +21,7 @@ from ibnorm_hf.modeling.eager import EAGER
 from ibnorm_hf.modeling.functional import _kernels, ib_norm_reference
 from ibnorm_hf.modeling.fused_cpu import FUSED_CPU
 
-from .checks import LAYOUTS, ORDERS, VARIANTS, WIDTHS, assert_matches_reference, gradients, make_input
+from .checks import DEFAULTS, LAYOUTS, ORDERS, VARIANTS, WIDTHS, assert_matches_reference, gradients, make_input
 
 HALF = (torch.float16, torch.bfloat16)
 BACKENDS = ("eager", "compiled")
@@ -35,6 +36,15 @@ BACKENDS = ("eager", "compiled")
 def test_every_path_matches_reference(backend, variant, order, dtype, width, layout):
     x = make_input(5, width, dtype, layout)
     assert_matches_reference(partial(ib_norm, backend=backend), x, norm_type=variant, norm_order=order, norm_lambda=1.5)
+
+
+@pytest.mark.parametrize("default", DEFAULTS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_path_matches_reference_whatever_the_default_dtype_and_device(backend, default):
+    for variant, order, dtype in itertools.product(VARIANTS, ORDERS, (torch.float32, *HALF)):
+        options = {"norm_type": variant, "norm_order": order, "norm_lambda": 1.5, "default": default}
+        for width, layout in zip((1, 192, 1023), LAYOUTS, strict=True):
+            assert_matches_reference(partial(ib_norm, backend=backend), make_input(65, width, dtype, layout), **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,7 +14,7 @@ import torch
 from ibnorm_hf import ib_norm
 from ibnorm_hf.modeling import functional
 
-from .checks import LAYOUTS, ORDERS, VARIANTS, assert_matches_reference, make_input
+from .checks import DEFAULTS, LAYOUTS, ORDERS, VARIANTS, assert_matches_reference, make_input
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,6 +31,7 @@ def interpreted() -> int:
         assert functional._kernels(x, functional.get_compression(variant), order, "triton") is FUSED_TRITON
         assert_matches_reference(triton, x, norm_type=variant, norm_order=order, norm_lambda=1.5)
         count += 1
+        assert_matches_reference(triton, x[:, :3], norm_type=variant, default=DEFAULTS[count % len(DEFAULTS)])
     assert_matches_reference(triton, make_input(300, 24, torch.float32))  # more rows than backward programs
     assert_matches_reference(triton, make_input(2, 16384, torch.float32))
     for x in (torch.full((4, 64), 3.0), make_input(4, 64, torch.float32) * 1e-39):

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and the words that its sentences are made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -13,3 +18,20 @@ class UserError(ValueError):
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of an error or value on one line of at most ``limit`` characters, without control bytes."""
+    text = " ".join(str(error).split())[:limit]
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def nearest(name: object, known: Iterable[object], cutoff: float = 0.6) -> str | None:
+    """The known name that ``name`` is most like, or None."""
+    return next(iter(difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """``; did you mean 'x'?`` for the nearest known name, or an empty string."""
+    near = nearest(name, known)
+    return f"; did you mean '{near}'?" if near else ""

@@ -21,7 +21,8 @@ from ibnorm_hf.pretrained import load_pretrained
 from ibnorm_hf.training import pretrain as job
 from ibnorm_hf.training.keys.arguments import ModelArguments
 from ibnorm_hf.training.keys.recipe import Recipe, load_recipe, resolved
-from ibnorm_hf.training.loop.anneal import LambdaSchedule, measure_spreads, nats_per_token
+from ibnorm_hf.training.keys.schedule import LambdaSchedule
+from ibnorm_hf.training.loop.anneal import measure_spreads, nats_per_token
 from ibnorm_hf.training.model.build import lambda_schedule
 from ibnorm_hf.training.model.trained_part import take_trained_part
 from ibnorm_hf.training.plan import make_plan, plan_lines

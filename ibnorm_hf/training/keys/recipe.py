@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from ...common.errors import UserError
-from ..loop.anneal import LambdaSchedule
+from ...common.errors import UserError, did_you_mean, nearest
 from .arguments import REFUSED_KEYS, DataArguments, ModelArguments, RunArguments
+from .schedule import LambdaSchedule
 
 # Old and new name of the same key, whichever the installed Transformers knows.
 _SYNONYMS = (
@@ -73,12 +72,6 @@ class _Parser(HfArgumentParser):
         raise UserError(message)
 
 
-def did_you_mean(name: str, known: Any) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a recipe file into a flat mapping (``model`` stays nested).
 
@@ -89,8 +82,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").rglob("*.yaml")], n=1)
-        raise UserError(f"recipe file {path} does not exist{f'; did you mean {near[0]}?' if near else ''}") from None
+        near = nearest(path, Path("recipes").rglob("*.yaml"))
+        raise UserError(f"recipe file {path} does not exist{f'; did you mean {near}?' if near else ''}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe file {path} cannot be read: {error}") from None
     try:

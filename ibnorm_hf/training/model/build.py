@@ -11,12 +11,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from ... import registration  # noqa: F401
-from ...common.errors import UserError
+from ...common.errors import UserError, did_you_mean
 from ...modeling.compression import get_compression, list_compressions
 from ...modeling.replace import replace_norms
 from ...pretrained import as_registered, load_config, load_pretrained, registered_config
-from ..keys.recipe import Recipe, did_you_mean
-from ..loop.anneal import LambdaSchedule
+from ..keys.recipe import Recipe
+from ..keys.schedule import LambdaSchedule
 from .trained_part import take_trained_part
 
 _NORM_FLAGS = ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias")

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ...common.errors import UserError
+from ...common.errors import UserError, did_you_mean
 from ...common.paths import cache_root
 from ...modeling.sync_norms import IBSyncBatchNorm2d
 from ..images.augment import center_crop, channel_moments, normalize, random_crop, random_flip, random_resized_crop
 from ..images.images import ImageData, is_idx_folder, load_datasets, load_digits, load_idx
 from ..keys.image_arguments import ImageArguments
-from ..keys.recipe import Recipe, did_you_mean
+from ..keys.recipe import Recipe
 from .build import _NORM_FLAGS, _checked_sizes, _defaults  # the same rules for both kinds of recipe
 
 _FROM_DATA = {"num_labels": "classes", "num_channels": "images", "image_size": "image_size"}

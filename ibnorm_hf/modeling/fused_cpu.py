@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """IBNorm on the CPU in one pass a direction, by a small C++ library that the machine's own compiler builds.
 
-It is built once per machine, compression and order, in one to two seconds at the first call, and kept under
-``$IBNORM_CACHE`` (default ``~/.cache/ibnorm_hf``). Where no compiler is found, one log line says so and the plain
+It is built once per machine, compression and order, in one to two seconds at the first call, and kept in a folder of
+the user's own (see ``kernel_cache``). Where no compiler is found, one log line says so and the plain
 torch path runs instead. Nothing is built at install or import.
 """
 
 import ctypes
 import functools
-import hashlib
-import os
-import shlex
-import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +17,7 @@ from transformers.utils import logging
 from .compression import Compression
 from .eager import Kernels
 from .fused_cpu_source import SOURCE
+from .kernel_cache import load_library
 
 logger = logging.get_logger(__name__)
 
@@ -124,11 +119,14 @@ def _library(name: str, order: str) -> ctypes.CDLL | None:
     """The built library for a built-in compression, or None; the reason is logged once."""
     if name not in _STRUCTS:
         return None
+    defines = (f"-DCOMPRESSION={_STRUCTS[name]}", f"-DCOMPRESS_FIRST={str(order == 'compress-first').lower()}")
     try:
-        library = ctypes.CDLL(str(_build(name, order)))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
+        library, not_kept = load_library(f"{name}-{order}", SOURCE, (*_FLAGS, *defines))
+    except (OSError, subprocess.SubprocessError) as error:
         log_once(f"IBNorm's CPU kernel could not be built, the slower torch path runs instead: {error}")
         return None
+    if not_kept:
+        log_once(f"IBNorm's CPU kernel is built anew in every process: {not_kept}")
     for dtype in _TYPES.values():
         for direction, count in (("forward", 7), ("backward", 9)):
             function = getattr(library, f"{direction}_{dtype}", None)
@@ -142,30 +140,3 @@ def _library(name: str, order: str) -> ctypes.CDLL | None:
 def log_once(line: str) -> None:
     """Log a warning, once a process."""
     logger.warning(line)
-
-
-def _build(name: str, order: str) -> Path:
-    compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")
-    if not compiler:
-        raise OSError("no C++ compiler found (set CXX, or install g++)")
-    defines = (f"-DCOMPRESSION={_STRUCTS[name]}", f"-DCOMPRESS_FIRST={str(order == 'compress-first').lower()}")
-    key = hashlib.sha256(repr((SOURCE, _FLAGS, defines, _target(compiler))).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("IBNORM_CACHE") or Path.home() / ".cache" / "ibnorm_hf") / "kernels"
-    library = cache / f"{name}-{order}-{key}.so"
-    if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        # Built beside its place and renamed, so that processes that start together never load half a file.
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            built = Path(folder) / library.name
-            command = [*compiler, *_FLAGS, *defines, "-x", "c++", "-", "-o", str(built)]
-            done = subprocess.run(command, input=SOURCE, capture_output=True, text=True, timeout=120)
-            if done.returncode:
-                raise OSError(f"{compiler[0]} failed: {done.stderr.strip().splitlines()[-1:]}")
-            built.replace(library)
-    return library
-
-
-def _target(compiler: list[str]) -> str:
-    """The compiler's version and the processor's instruction sets, as predefined macros: a library fits no other."""
-    command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -119,12 +119,12 @@ def test_mutants_of_the_cpu_kernel_are_caught(name, monkeypatch, tmp_path):
     x = make_input(5, 24, torch.float32)
     assert_matches_reference(partial(ib_norm, backend="compiled"), x, norm_lambda=1.5)
     monkeypatch.setattr(fused_cpu, "SOURCE", mutant)
-    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fused_cpu._library.cache_clear()
     try:
         with pytest.raises(AssertionError, match="differ"):
             assert_matches_reference(partial(ib_norm, backend="compiled"), x, norm_lambda=1.5)
-        assert list(tmp_path.glob("kernels/*.so"))
+        assert list(tmp_path.glob("ibnorm_hf/kernels/*.so"))
     finally:
         fused_cpu._library.cache_clear()
 
@@ -309,7 +309,7 @@ def test_without_a_compiler_one_line_is_logged_and_the_torch_path_runs(monkeypat
     lines = []
     monkeypatch.setattr(fused_cpu.logger, "warning", lines.append)
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fused_cpu._library.cache_clear()
     try:
         x = make_input(5, 24, torch.float32)

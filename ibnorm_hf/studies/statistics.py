@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differences to a baseline over shared seeds, with intervals corrected for the number of arms.
+
+The model is a two-way fit: value = arm + seed + error. Seeds are blocks, because runs of one seed share their initial
+weights and the order of their samples; the error is pooled over all arms. Intervals and p-values are Dunnett's (many
+arms against one control, two-sided): they hold for all arms of a study at once. A smaller value is better.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, special, stats
+
+Verdict = Literal["better", "worse", "equivalent", "undecided"]
+
+LEVEL = 0.99
+SIGN_FLIP_FROM = 8  # seeds: below, the smallest possible p-value is above .01
+_MOST_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against the baseline, in the units of the values given.
+
+    Attributes:
+        mean: mean over the seeds.
+        difference: mean of arm minus baseline; below 0 the arm is better.
+        low, high: simultaneous interval of the difference.
+        p: two-sided, corrected for the number of arms.
+        sign_flip_p: exact two-sided p of the sign-flip test, not corrected; None below eight seeds.
+        n: seeds.
+        seeds_to_decide: seeds with which the same difference and spread would decide; None where the verdict is
+            decided, or where no number below 10,000 would do.
+    """
+
+    mean: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+    verdict: Verdict
+    sign_flip_p: float | None = None
+    seeds_to_decide: int | None = None
+
+
+def compare(
+    values: dict[str, list[float]],
+    baseline: str,
+    *,
+    margin: float,
+    level: float = LEVEL,
+    apart: frozenset[str] = frozenset(),
+) -> dict[str, Comparison]:
+    """Compare every arm with the baseline.
+
+    Args:
+        values: for each arm the value of each seed, in the same order of seeds for all; smaller is better; finite.
+        baseline: the arm that the others are held against.
+        margin: differences below this count as equal.
+        level: coverage of all intervals of the study together.
+        apart: arms whose spread is not that of the others (a run of theirs diverged). They stay out of the pooled
+            error and are judged by their own differences, with Bonferroni's correction.
+
+    Returns:
+        A Comparison for each arm, the baseline included (difference 0, equivalent to itself).
+
+    Raises:
+        ValueError: fewer than two seeds, arms of different length, or a value that is no number.
+    """
+    table = {arm: np.asarray(row, dtype=np.float64) for arm, row in values.items()}
+    n = len(table[baseline])
+    if n < 2 or any(len(row) != n for row in table.values()):
+        raise ValueError("every arm needs the same seeds, and at least two")
+    if not all(np.isfinite(row).all() for row in table.values()):
+        raise ValueError("values must be finite numbers")
+    apart = apart - {baseline}
+    pooled = [arm for arm in table if arm not in apart]
+    others = [arm for arm in table if arm != baseline]
+    spread, freedom = pooled_error(np.stack([table[arm] for arm in pooled]))
+    result = {}
+    for arm, row in table.items():
+        paired = row - table[baseline]
+        difference = float(paired.mean())
+        if arm == baseline:
+            own = Comparison(float(row.mean()), 0.0, 0.0, 0.0, 1.0, n, "equivalent")
+            result[arm] = own
+            continue
+        if arm in apart:
+            scale, one_of = float(paired.std(ddof=1)) / math.sqrt(n), len(others)
+            width = float(stats.t.isf((1 - level) / 2 / one_of, n - 1)) * scale
+            p = (
+                min(1.0, one_of * float(2 * stats.t.sf(abs(difference) / scale, n - 1)))
+                if scale
+                else _exact(difference)
+            )
+        else:
+            scale = spread * math.sqrt(2 / n)
+            width = dunnett_quantile(len(pooled) - 1, freedom, level) * scale
+            p = dunnett_p(abs(difference) / scale, len(pooled) - 1, freedom) if scale else _exact(difference)
+        low, high = difference - width, difference + width
+        verdict = judge(low, high, margin)
+        needed = None
+        if verdict == "undecided" and arm not in apart:
+            needed = seeds_to_decide(difference, spread, len(pooled), margin, level=level)
+        result[arm] = Comparison(float(row.mean()), difference, low, high, p, n, verdict, sign_flip(paired), needed)
+    return result
+
+
+def _exact(difference: float) -> float:
+    return 1.0 if difference == 0 else 0.0
+
+
+def judge(low: float, high: float, margin: float) -> Verdict:
+    """The verdict of an interval of (arm minus baseline), smaller being better.
+
+    ``equivalent`` comes first: a difference that is surely below the margin counts as none, whatever its sign. It is
+    two one-sided tests, each at half of what the interval leaves out.
+    """
+    if -margin < low and high < margin:
+        return "equivalent"
+    if high < 0:
+        return "better"
+    if low > 0:
+        return "worse"
+    return "undecided"
+
+
+def undecided(comparison: Comparison) -> Comparison:
+    """The same numbers without a ranking, for a study that is refused."""
+    keep = comparison.verdict == "equivalent" and comparison.difference == comparison.low == comparison.high == 0
+    return comparison if keep else replace(comparison, verdict="undecided", seeds_to_decide=None)
+
+
+def pooled_error(table: np.ndarray) -> tuple[float, int]:
+    """(standard deviation of the error, degrees of freedom) of a table (arms, seeds) after arm and seed means."""
+    arms, seeds = table.shape
+    rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    freedom = max(1, (arms - 1) * (seeds - 1))
+    return math.sqrt(float((rest**2).sum()) / freedom), freedom
+
+
+def half_width(spread: float, arms: int, seeds: int, *, level: float = LEVEL) -> float:
+    """Half an interval of ``arms`` arms (baseline included) over ``seeds`` seeds, for an error of ``spread``.
+
+    This is also the smallest difference that a study detects half of the time.
+    """
+    return dunnett_quantile(arms - 1, (arms - 1) * (seeds - 1), level) * spread * math.sqrt(2 / seeds)
+
+
+def seeds_for(width: float, spread: float, arms: int, *, level: float = LEVEL) -> int | None:
+    """The fewest seeds whose half interval is below ``width``; None above 10,000."""
+    if width <= 0:
+        return None
+    if half_width(spread, arms, _MOST_SEEDS, level=level) >= width:
+        return None
+    low, high = 1, _MOST_SEEDS  # low: not enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if half_width(spread, arms, middle, level=level) < width else (middle, high)
+    return high
+
+
+def seeds_to_decide(difference: float, spread: float, arms: int, margin: float, *, level: float = LEVEL) -> int | None:
+    """The fewest seeds with which this difference and spread would exclude 0, or fit into the margin."""
+    widths = (abs(difference), margin - abs(difference))
+    found = [n for width in widths if (n := seeds_for(width, spread, arms, level=level)) is not None]
+    return min(found, default=None)
+
+
+def sign_flip(paired: np.ndarray) -> float | None:
+    """Exact two-sided p of paired differences (n,) under flips of their signs; None below eight or above twenty."""
+    n = len(paired)
+    if not SIGN_FLIP_FROM <= n <= 20:
+        return None
+    observed = abs(float(paired.sum()))
+    sums = np.zeros(1)
+    for value in paired:
+        sums = np.concatenate((sums - value, sums + value))
+    # The slack is for sums that are equal but for the order of their additions.
+    return float((np.abs(sums) >= observed * (1 - 1e-12)).mean())
+
+
+@lru_cache(maxsize=4096)
+def dunnett_quantile(comparisons: int, freedom: int, level: float = LEVEL) -> float:
+    """The q for which max |t_j| <= q with probability ``level``, for as many arms against one control."""
+    high = 4.0
+    while dunnett_p(high, comparisons, freedom) > 1 - level:
+        high *= 2
+    found: float = optimize.brentq(lambda q: dunnett_p(q, comparisons, freedom) - (1 - level), 0.0, high, xtol=1e-10)
+    return found
+
+
+def dunnett_p(q: float, comparisons: int, freedom: int) -> float:
+    """P(max |t_j| > q) of ``comparisons`` differences to one control, all over the same number of seeds.
+
+    The differences share the control (correlation 1/2) and the estimate of the error (``freedom`` degrees). A double
+    sum over fixed nodes: scipy's integral is by random points, and a report must come out the same twice.
+    """
+    scale, scale_weight = _chi_nodes(freedom)
+    z, z_weight = _normal_nodes()
+    reach = math.sqrt(2) * q * scale[:, None]
+    inside = (special.ndtr(z + reach) - special.ndtr(z - reach)) ** comparisons
+    return float(min(1.0, max(0.0, 1 - scale_weight @ inside @ z_weight)))
+
+
+@lru_cache(maxsize=64)
+def _chi_nodes(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of sqrt(chi2 / freedom)."""
+    spread = stats.chi(freedom)
+    low, high = spread.ppf(1e-12), spread.isf(1e-12)
+    nodes, weights = _legendre(low, high)
+    weights = weights * spread.pdf(nodes)
+    return nodes / math.sqrt(freedom), weights / weights.sum()
+
+
+@lru_cache(maxsize=1)
+def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = _legendre(-8.5, 8.5)
+    weights = weights * stats.norm.pdf(nodes)
+    return nodes, weights / weights.sum()
+
+
+def _legendre(low: float, high: float, count: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return (nodes + 1) / 2 * (high - low) + low, weights * (high - low) / 2

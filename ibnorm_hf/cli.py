@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert_job(jobs)
     _add_evaluation_jobs(jobs)
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
+    norms.add_argument("--format", choices=("table", "markdown"), default="table", help="default: %(default)s")
     norms.set_defaults(job=list_norms)
     return parser
 
@@ -232,12 +233,9 @@ def push(arguments: argparse.Namespace) -> int:
 
 def list_norms(arguments: argparse.Namespace) -> int:
     """Print the table of normalizations."""
-    from .modeling.norms import create_norm
-    from .modeling.norms import list_norms as names
+    from .hub.norm_facts import norm_table
 
-    width = max(map(len, names()))
-    for name in names():
-        print(f"{name:{width}}  {create_norm(name, 1)}")
+    print("\n".join(norm_table(arguments.format)))
     return 0
 
 

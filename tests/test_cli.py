@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ibnorm_hf.cli import main
-from ibnorm_hf.modeling.norms import list_norms
+from ibnorm_hf.modeling.create import list_norms
 
 ROOT = Path(__file__).parents[1]
 STEPS = 400
@@ -35,7 +35,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
 def test_norms_lists_every_norm(capsys):
     assert main(["norms"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list_norms()
+    assert [line.split()[0] for line in lines] == list_norms("batch")
 
 
 @pytest.mark.parametrize(

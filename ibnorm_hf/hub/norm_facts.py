@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a card says about a normalization, and whom it cites. Formulas carry how sure they are."""
+"""What a card says about a normalization, and whom it cites: the words of the registry of norms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..modeling.create import get_spec, list_norms
+from ..modeling.specs import STATUSES
+
 
 @dataclass(frozen=True)
 class NormFacts:
-    """Formula and confidence are empty for norms that compress nothing."""
+    """Formula and confidence are empty for norms that compress nothing; the text then has the whole formula."""
 
     text: str
     citation: str
@@ -16,72 +19,61 @@ class NormFacts:
     confidence: str = ""
 
 
-_IBNORM = """@article{zou2025ibnorm,
-  title   = {IBNorm: Information-Bottleneck Inspired Normalization for Representation Learning},
-  author  = {X. Zou and P. Zhou},
-  journal = {arXiv preprint arXiv:2510.25262},
-  year    = {2025}
-}"""
 _COMPRESSES = (
     "Every normalization layer compresses each activation toward the mean of its area by a bounded function g, then "
     "standardizes, then applies the learned affine."
 )
-
-
-def _ibnorm(formula: str, confidence: str) -> NormFacts:
-    return NormFacts(_COMPRESSES, _IBNORM, formula, confidence)
-
-
-_NORMS = {
-    "ibnorm-l": _ibnorm("lambda g(d / lambda), g(u) = sign(u) ln(1 + |u|)", "high confidence"),
-    "ibnorm-t": _ibnorm("lambda g(d / lambda), g(u) = tanh(u)", "high confidence"),
-    "ibnorm-s": _ibnorm(
-        "lambda g(d / lambda), g(u) = u / (1 + |u|)", "low confidence: the paper says only that it saturates"
-    ),
-    "ibnorm-sqrt": _ibnorm(
-        "lambda g(d / lambda), g(u) = 2 sign(u) (sqrt(1 + |u|) - 1)", "low confidence: another reading of IBNorm-S"
-    ),
-    "layernorm": NormFacts(
-        "A baseline: LayerNorm in every place.",
-        """@article{ba2016layer,
-  title   = {Layer Normalization},
-  author  = {Jimmy Lei Ba and Jamie Ryan Kiros and Geoffrey E. Hinton},
-  journal = {arXiv preprint arXiv:1607.06450},
-  year    = {2016}
-}""",
-    ),
-    "rmsnorm": NormFacts(
-        "A baseline: RMSNorm in every place.",
-        """@inproceedings{zhang2019root,
-  title     = {Root Mean Square Layer Normalization},
-  author    = {Biao Zhang and Rico Sennrich},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2019}
-}""",
-    ),
-    "dyt": NormFacts(
-        "A baseline: Dynamic Tanh, an elementwise function without statistics, in place of every normalization.",
-        """@article{zhu2025transformers,
-  title   = {Transformers without Normalization},
-  author  = {Jiachen Zhu and Xinlei Chen and Kaiming He and Yann LeCun and Zhuang Liu},
-  journal = {arXiv preprint arXiv:2503.10622},
-  year    = {2025}
-}""",
-    ),
-    "normalnorm": NormFacts(
-        "A baseline: NormalNorm, which standardizes and then transforms toward normality.",
-        """@article{eftekhari2025normality,
-  title   = {On the Importance of Gaussianizing Representations},
-  author  = {Daniel Eftekhari and Vardan Papyan},
-  journal = {arXiv preprint arXiv:2505.00685},
-  year    = {2025}
-}""",
-    ),
-}
-_NORMS["normalnorm-noiseless"] = _NORMS["normalnorm"]
 _OTHER = NormFacts("The normalization of the original architecture, unchanged.", "")
 
 
 def norm_facts(norm_type: str | None) -> NormFacts:
     """What there is to say about a norm_type; None, or one that is not known here, is the architecture's own."""
-    return _NORMS.get(str(norm_type), _OTHER)
+    if norm_type is None or norm_type not in list_norms("batch"):
+        return _OTHER
+    spec = get_spec(norm_type)
+    if spec.family == "ibnorm":
+        formula = f"lambda g(d / lambda), {spec.formula.partition(', ')[2]}"
+        return NormFacts(_COMPRESSES, spec.citation, formula, spec.confidence)
+    text = (
+        f"A baseline, `{spec.name}`: {spec.meaning or spec.batch_meaning}, `{spec.formula}`, started at {spec.start}. "
+        f"{spec.status.capitalize()}: {STATUSES[spec.status]}."
+    )
+    return NormFacts(text, spec.citation)
+
+
+def norm_table(style: str = "table") -> list[str]:
+    """The registry as lines of text, one norm each: for the terminal, or (``markdown``) README's table.
+
+    A name in the column of norms that stands only in hosts with a BatchNorm is marked ``(images)``.
+    """
+    rows = [_row(name) for name in list_norms("batch")]
+    if style == "markdown":
+        head = ("`norm_type`", "class", "what it does", "formula", "status", "starts at", "options")
+        cells = [head, ("---",) * len(head), *(_markdown(row) for row in rows)]
+        return [f"| {' | '.join(line)} |" for line in cells]
+    shown = [(name, meaning, status, start) for name, _, meaning, _, status, start, _ in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in shown]
+
+
+def _row(name: str) -> tuple[str, str, str, str, str, str, str]:
+    spec = get_spec(name)
+    cls = next(iter(spec.classes.values()))
+    shown = f"torch.nn.{cls.__name__}" if cls.__module__.startswith("torch.") else cls.__name__
+    status = f"{spec.status}, {spec.confidence.partition(':')[0]}" if spec.confidence else spec.status
+    return name, shown, spec.meaning or spec.batch_meaning, spec.formula, status, spec.start, " ".join(spec.options)
+
+
+def _markdown(row: tuple[str, ...]) -> list[str]:
+    name, cls, meaning, formula, status, start, options = row
+    images = "" if name in list_norms() else " (images)"
+    formula = formula.replace("|", "\\|")
+    return [
+        f"`{name}`{images}",
+        f"`{cls}`",
+        meaning,
+        f"`{formula}`",
+        status,
+        start,
+        ", ".join(f"`{option}`" for option in options.split()),
+    ]

@@ -20,6 +20,7 @@ from .batch_functional import (
 from .compression import get_compression
 from .functional import check_lambda
 from .norms import newton_exponent, yeo_johnson
+from .specs import NormSpec, register_norm, register_over_batch
 
 
 class BatchAreaNorm(nn.Module):
@@ -233,3 +234,31 @@ class NormalBatchNorm2d(BatchAreaNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, noise={self.noise_factor if self.noise else 0:g}"
+
+
+register_over_batch(
+    "ibnorm-l", IBBatchNorm2d, "compresses toward the channel's mean over the batch, then centres and standardizes"
+)
+for _name in ("normalnorm", "normalnorm-noiseless"):
+    register_over_batch(
+        _name,
+        NormalBatchNorm2d,
+        "standardizes each channel over the batch, then a power transform toward normality",
+    )
+register_norm(
+    NormSpec(
+        name="batchnorm",
+        classes={"batch": nn.BatchNorm2d},
+        meaning="",
+        batch_meaning="standardizes each channel over the batch",
+        formula="w (x - mean(x)) / sqrt(var(x) + eps) + b, over N, H and W of a channel",
+        status="as published",
+        start="w 1, b 0",
+        citation="""@inproceedings{ioffe2015batch,
+  title     = {Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift},
+  author    = {Sergey Ioffe and Christian Szegedy},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2015}
+}""",
+    )
+)

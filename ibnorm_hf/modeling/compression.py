@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .specs import SPECS
+
 
 @dataclass(frozen=True)
 class Compression:
@@ -23,6 +25,8 @@ class Compression:
     g: Callable[[Tensor], Tensor]
     dg: Callable[[Tensor, Tensor], Tensor]
     default_lambda: float
+    formula: str = "registered by its user"
+    confidence: str = "your own"
 
 
 def _log(u: Tensor) -> Tensor:
@@ -61,16 +65,27 @@ def _dsqrt(u: Tensor, s: Tensor) -> Tensor:
 _REGISTRY: dict[str, Compression] = {
     entry.name: entry
     for entry in (
-        # name, g, g', default lambda           lambda: sourced (figure captions); formula:
-        Compression("ibnorm-l", _log, _dlog, 4.0),  # reconstructed, high confidence
-        Compression("ibnorm-t", _tanh, _dtanh, 4.0),  # reconstructed, high confidence
-        Compression("ibnorm-s", _softsign, _dsoftsign, 3.0),  # reconstructed, low: only "saturating" is sourced
-        Compression("ibnorm-sqrt", _sqrt, _dsqrt, 3.0),  # the other reading of S
+        # Default lambdas are sourced (figure captions), formulas reconstructed; each says how sure it is.
+        Compression("ibnorm-l", _log, _dlog, 4.0, "sign(u) ln(1 + |u|)", "high confidence"),
+        Compression("ibnorm-t", _tanh, _dtanh, 4.0, "tanh(u)", "high confidence"),
+        Compression(
+            "ibnorm-s",
+            _softsign,
+            _dsoftsign,
+            3.0,
+            "u / (1 + |u|)",
+            "low confidence: the paper says only that it saturates",
+        ),
+        Compression(
+            "ibnorm-sqrt",
+            _sqrt,
+            _dsqrt,
+            3.0,
+            "2 sign(u) (sqrt(1 + |u|) - 1)",
+            "low confidence: another reading of IBNorm-S",
+        ),
     )
 }
-
-
-_RESERVED = ("layernorm", "rmsnorm", "normalnorm", "normalnorm-noiseless", "dyt", "batchnorm")
 
 
 def canonical_name(name: str) -> str:
@@ -118,7 +133,7 @@ def register_compression(
         ValueError: the name is taken, or a property does not hold on a float64 grid over [-1e4, 1e4].
     """
     name = canonical_name(name)
-    if name in _REGISTRY or name in _RESERVED:
+    if name in _REGISTRY or name in SPECS:
         raise ValueError(f"A norm named '{name}' exists already; choose another name.")
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise ValueError(f"'{name}' is no name; use letters, digits and hyphens.")

@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import GPT2Config, LlamaConfig, ResNetConfig, ViTConfig
 
 from .compression import canonical_name
-from .norms import check_norm_flags
+from .create import check_norm_flags
 from .peft_targets import share_peft_targets
 
 

@@ -5,15 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from .batch_norms import IBBatchNorm2d, NormalBatchNorm2d
-from .channel_norms import DynamicTanh2d, IBNorm2d, LayerNorm2d, NormalNorm2d, RMSNorm2d
-from .norms import DynamicTanh, IBNorm, NormalNorm, RMSNorm, check_norm_type
+from .create import check_norm_type, norm_classes
 from .recognize import iter_norms, norm_name
 
-_CHANNEL_NORMS = (IBNorm2d, RMSNorm2d, NormalNorm2d, DynamicTanh2d, LayerNorm2d)  # before the classes they extend
-_TOKEN_NORMS = (IBNorm, RMSNorm, NormalNorm, DynamicTanh, nn.LayerNorm)
-_BATCH_NORMS = (IBBatchNorm2d, NormalBatchNorm2d, nn.BatchNorm2d)
-_OUR_FORWARD: dict[type[nn.Module], Any] = {cls: cls.forward for cls in (*_CHANNEL_NORMS, *_TOKEN_NORMS, *_BATCH_NORMS)}
+_OUR_FORWARD: dict[type[nn.Module], Any] = {cls: cls.forward for cls in norm_classes()}
 
 
 def assert_norms(model: nn.Module, norm_type: str | None = None) -> None:
@@ -29,7 +24,7 @@ def assert_norms(model: nn.Module, norm_type: str | None = None) -> None:
     expected = None if norm_type is None else check_norm_type(norm_type, "batch")
     norms = [(path, module) for path, modules in iter_norms(model) for module in modules]
     for path, module in norms:
-        home = next((cls for cls in _OUR_FORWARD if isinstance(module, cls)), None)
+        home = next((cls for cls in type(module).__mro__ if cls in _OUR_FORWARD), None)
         rebound = "forward" in vars(module) and not hasattr(module, "_hf_hook")
         if rebound or (home is not None and type(module).forward is not _OUR_FORWARD[home]):
             raise RuntimeError(

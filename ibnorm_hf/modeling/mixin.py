@@ -8,8 +8,9 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from .batch_norms import BatchAreaNorm
-from .norms import DynamicTanh, TokenNorm
+from .norms import TokenNorm
 from .replace import replace_norms
+from .rivals import DynamicTanh
 
 
 class IBNormMixin:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norm modules, and ``create_norm``: one name, one width, one module."""
-
-from typing import Any
+"""IBNorm and its classical baselines over the features of a token, each with its entry in the registry."""
 
 import torch
 from torch import Tensor, nn
 
-from .compression import canonical_name, get_compression, list_compressions, unknown_name
-from .functional import NORM_ORDERS, apply_ib_norm, check_lambda, check_order
+from .channel_norms import ChannelFirst
+from .compression import get_compression
+from .functional import apply_ib_norm, check_lambda, check_order
+from .specs import NormSpec, register_norm
 
 
 class TokenNorm(nn.Module):
@@ -84,6 +84,53 @@ class IBNorm(TokenNorm):
         return f"{super().extra_repr()}, {self.norm_type}, lambda={self.norm_lambda:g}, {self.norm_order}"
 
 
+class IBNorm2d(ChannelFirst, IBNorm):
+    """``IBNorm`` over the channels of each pixel."""
+
+
+# Stands for every compression: `get_spec` fills in name, formula and confidence of the one that is asked for.
+register_norm(
+    NormSpec(
+        name="ibnorm-l",
+        classes={"token": IBNorm, "channel": IBNorm2d},
+        meaning="compresses toward the token's mean, then centres and standardizes",
+        formula="",
+        status="reconstructed",
+        start="w 1, b 0",
+        family="ibnorm",
+        options=("norm_lambda", "norm_order"),
+        citation="""@article{zou2025ibnorm,
+  title   = {IBNorm: Information-Bottleneck Inspired Normalization for Representation Learning},
+  author  = {X. Zou and P. Zhou},
+  journal = {arXiv preprint arXiv:2510.25262},
+  year    = {2025}
+}""",
+    )
+)
+
+
+class LayerNorm2d(ChannelFirst, nn.LayerNorm):
+    """``nn.LayerNorm`` over the channels of each pixel."""
+
+
+register_norm(
+    NormSpec(
+        name="layernorm",
+        classes={"token": nn.LayerNorm, "channel": LayerNorm2d, "batch": LayerNorm2d},
+        meaning="centres and standardizes each token",
+        formula="w (x - mean(x)) / sqrt(var(x) + eps) + b",
+        status="as published",
+        start="w 1, b 0",
+        citation="""@article{ba2016layer,
+  title   = {Layer Normalization},
+  author  = {Jimmy Lei Ba and Jamie Ryan Kiros and Geoffrey E. Hinton},
+  journal = {arXiv preprint arXiv:1607.06450},
+  year    = {2016}
+}""",
+    )
+)
+
+
 class RMSNorm(TokenNorm):
     """``weight * x / rms(x)`` in float32, rounded to x's dtype before the weight as LLaMA's own (bit-equal to it)."""
 
@@ -95,33 +142,26 @@ class RMSNorm(TokenNorm):
         return h if self.bias is None else h + self.bias
 
 
-class DynamicTanh(TokenNorm):
-    """DyT: ``weight * tanh(alpha x) + bias`` with a learned scalar alpha, no statistics (Zhu et al., arXiv:2503.10622).
+class RMSNorm2d(ChannelFirst, RMSNorm):
+    """``RMSNorm`` over the channels of each pixel."""
 
-    Args:
-        alpha: initial value of alpha; the paper uses 0.5 outside large language models. ``eps`` has no use here.
-    """
 
-    def __init__(
-        self,
-        width: int,
-        eps: float = 1e-5,
-        *,
-        alpha: float = 0.5,
-        norm_affine: bool = True,
-        norm_bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(width, eps, norm_affine=norm_affine, norm_bias=norm_bias, device=device, dtype=dtype)
-        self.initial_alpha = alpha
-        self.alpha = nn.Parameter(torch.full((1,), alpha, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.tanh(self.alpha * x)
-        if self.weight is not None:
-            y = y * self.weight
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+register_norm(
+    NormSpec(
+        name="rmsnorm",
+        classes={"token": RMSNorm, "channel": RMSNorm2d, "batch": RMSNorm2d},
+        meaning="scales each token to unit RMS without centring",
+        formula="w x / sqrt(mean(x^2) + eps)",
+        status="as published",
+        start="w 1",
+        citation="""@inproceedings{zhang2019root,
+  title     = {Root Mean Square Layer Normalization},
+  author    = {Biao Zhang and Rico Sennrich},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2019}
+}""",
+    )
+)
 
 
 class NormalNorm(TokenNorm):
@@ -168,6 +208,31 @@ class NormalNorm(TokenNorm):
         return f"{super().extra_repr()}, noise={self.noise_factor if self.noise else 0:g}"
 
 
+class NormalNorm2d(ChannelFirst, NormalNorm):
+    """``NormalNorm`` over the channels of each pixel."""
+
+
+for _name, _noise in (("normalnorm", True), ("normalnorm-noiseless", False)):
+    register_norm(
+        NormSpec(
+            name=_name,
+            classes={"token": NormalNorm, "channel": NormalNorm2d},
+            meaning="standardizes each token, then a power transform toward normality",
+            formula="w psi(h) + b, h standardized, psi Yeo-Johnson" + (", noise in training" if _noise else ""),
+            status="as published",
+            start="w 1, b 0",
+            family="normalnorm",
+            arguments={"noise": _noise},
+            citation="""@article{eftekhari2025normality,
+  title   = {On the Importance of Gaussianizing Representations},
+  author  = {Daniel Eftekhari and Vardan Papyan},
+  journal = {arXiv preprint arXiv:2505.00685},
+  year    = {2025}
+}""",
+        )
+    )
+
+
 def newton_exponent(h: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     """One Newton step from 1 on the Yeo-Johnson likelihood of standardized h over ``dims`` (kept as size 1)."""
 
@@ -196,98 +261,3 @@ def _power(log: Tensor, exponent: Tensor) -> Tensor:
     tiny = exponent.abs() < 1e-4
     safe = torch.where(tiny, torch.ones_like(exponent), exponent)
     return torch.where(tiny, log * (1 + exponent * log / 2), torch.expm1(safe * log) / safe)
-
-
-_BASELINES = ("layernorm", "rmsnorm", "normalnorm", "normalnorm-noiseless", "dyt")
-AREAS = ("token", "batch", "channel")
-
-
-def list_norms(area: str = "token") -> list[str]:
-    """Every name that ``create_norm`` understands for an area, registered compressions included.
-
-    The ``batch`` area has one more, ``batchnorm``.
-    """
-    images = ("batchnorm",) if check_area(area) == "batch" else ()
-    return sorted([*list_compressions(), *_BASELINES, *images])
-
-
-def check_area(area: str) -> str:
-    """Return the canonical name of an area; ValueError for an unknown one."""
-    name = canonical_name(area)
-    if name not in AREAS:
-        raise unknown_name("area", area, AREAS)
-    return name
-
-
-def check_norm_type(norm_type: str, area: str = "token") -> str:
-    """Return the canonical name of a norm; ValueError, with the known names and the nearest, for an unknown one."""
-    name = canonical_name(norm_type)
-    if name == "batchnorm" and area != "batch":
-        raise ValueError("norm_type 'batchnorm' is for a host that normalizes over the batch, such as ResNet.")
-    if name not in list_norms(area):
-        raise unknown_name("norm_type", norm_type, list_norms(area))
-    return name
-
-
-def check_norm_flags(norm_type: str, norm_lambda: float | None, norm_order: str, area: str = "token") -> None:
-    """ValueError where a flag is outside its domain or would be ignored by this norm_type."""
-    name = check_norm_type(norm_type, area)
-    if norm_lambda is not None:
-        check_lambda(norm_lambda)
-    order = check_order(norm_order)
-    if name in list_compressions():
-        if area == "batch" and order != NORM_ORDERS[0]:
-            raise ValueError(
-                f"norm_order={order} is for the features of a token; over a batch there is only one order."
-            )
-        return
-    for flag, value, unset in (("norm_lambda", norm_lambda, None), ("norm_order", order, NORM_ORDERS[0])):
-        if value != unset:
-            raise ValueError(f"{flag}={value} has no meaning for '{name}', which compresses nothing; leave it unset.")
-
-
-def create_norm(
-    name: str,
-    width: int,
-    *,
-    eps: float = 1e-5,
-    norm_lambda: float | None = None,
-    norm_order: str = "compress-first",
-    norm_affine: bool = True,
-    norm_bias: bool = True,
-    area: str = "token",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> nn.Module:
-    """A norm by name.
-
-    Args:
-        name: one of ``list_norms(area)``, blind to case and to ``_`` against ``-``.
-        width: size of the last dimension, or the channels of an image.
-        eps: added to the variance (``dyt`` has no use for it).
-        norm_lambda, norm_order: IBNorm's; see ``IBNorm``.
-        norm_affine, norm_bias: learn a weight, and a bias beside it.
-        area: which elements share statistics: ``token``, the last dimension; ``batch``, N, H and W of each channel of
-            (N, C, H, W), as in BatchNorm2d; ``channel``, the channels of each pixel of (N, C, H, W). ``layernorm``,
-            ``rmsnorm`` and ``dyt`` are not defined over a batch and take the channels there.
-
-    Raises:
-        ValueError: an unknown name, or a flag outside its domain or without meaning for this norm.
-    """
-    area = check_area(area)
-    check_norm_flags(name, norm_lambda, norm_order, area)
-    name = canonical_name(name)
-    affine: dict[str, Any] = {"norm_affine": norm_affine, "norm_bias": norm_bias, "device": device, "dtype": dtype}
-    if area != "token":
-        from .image_norms import create_image_norm
-
-        return create_image_norm(name, width, area, eps=eps, norm_lambda=norm_lambda, norm_order=norm_order, **affine)
-    if name == "layernorm":
-        return nn.LayerNorm(width, eps, norm_affine, norm_bias, device, dtype)
-    if name == "rmsnorm":
-        return RMSNorm(width, eps, **affine)
-    if name == "dyt":
-        return DynamicTanh(width, eps, **affine)
-    if name in ("normalnorm", "normalnorm-noiseless"):
-        return NormalNorm(width, eps, noise=name == "normalnorm", **affine)
-    return IBNorm(width, eps, norm_type=name, norm_lambda=norm_lambda, norm_order=norm_order, **affine)

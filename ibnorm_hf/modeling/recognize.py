@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .batch_norms import BatchAreaNorm, IBBatchNorm2d, NormalBatchNorm2d
+from .batch_norms import BatchAreaNorm
 from .channel_norms import ChannelFirst
-from .norms import DynamicTanh, IBNorm, NormalNorm, RMSNorm, TokenNorm
+from .create import spec_of
+from .norms import TokenNorm
 from .wrappers import plain_path, unwrapped
 
 
@@ -29,12 +30,8 @@ def iter_norms(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
 
 def norm_name(module: nn.Module) -> str | None:
     """The ``norm_type`` that a module of this package (or torch's own) implements; None for any other module."""
-    if isinstance(module, IBNorm | IBBatchNorm2d):
-        return module.norm_type
-    if isinstance(module, NormalNorm | NormalBatchNorm2d):
-        return "normalnorm" if module.noise else "normalnorm-noiseless"
-    names = {RMSNorm: "rmsnorm", DynamicTanh: "dyt", nn.LayerNorm: "layernorm", nn.BatchNorm2d: "batchnorm"}
-    return next((name for cls, name in names.items() if isinstance(module, cls)), None)
+    spec = spec_of(module)
+    return None if spec is None else spec.name
 
 
 def _looks_like_norm(module: nn.Module) -> bool:
@@ -46,13 +43,9 @@ def _looks_like_norm(module: nn.Module) -> bool:
 
 def family_of(module: nn.Module) -> str | None:
     """Recognise a norm by what its class computes on a small random input with random weights."""
-    if isinstance(module, (IBNorm, IBBatchNorm2d)):
-        return "ibnorm"
-    if isinstance(module, (NormalNorm, NormalBatchNorm2d)):
-        return "normalnorm"
-    for cls, name in {DynamicTanh: "dyt", RMSNorm: "rmsnorm"}.items():
-        if isinstance(module, cls):
-            return name
+    spec = spec_of(module)
+    if spec is not None and isinstance(module, TokenNorm | BatchAreaNorm):
+        return spec.family
     if type(module) is nn.BatchNorm2d:
         return "batchnorm"
     width, eps = width_of(module), eps_of(module)

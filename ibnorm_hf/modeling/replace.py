@@ -9,25 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batch_norms import IBBatchNorm2d
-from .norms import IBNorm, check_norm_flags, check_norm_type, create_norm
+from .create import SPECS, check_norm_flags, check_norm_type, create_norm, get_spec
 from .recognize import area_of, eps_of, family_of, iter_norms, width_of
 from .report import NormReplacement, ReplacementReport
 from .wrappers import plain_path, unwrapped
 
-# What a norm computes, by family; a swap between families changes the function, and the report says how.
-_MEANING = {
-    "layernorm": "centres and standardizes each token",
-    "rmsnorm": "scales each token to unit RMS without centring",
-    "ibnorm": "compresses toward the token's mean, then centres and standardizes",
-    "normalnorm": "standardizes each token, then a power transform toward normality",
-    "dyt": "squashes each element on its own, without statistics",
-}
-_MEANING_OVER_BATCH = {
-    "batchnorm": "standardizes each channel over the batch",
-    "ibnorm": "compresses toward the channel's mean over the batch, then centres and standardizes",
-    "normalnorm": "standardizes each channel over the batch, then a power transform toward normality",
-}
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -192,19 +178,11 @@ def _swap(
 
 
 def _change(old: nn.Module, new: nn.Module, family: str, norm_type: str) -> str:
-    new_family = "ibnorm" if isinstance(new, IBNorm | IBBatchNorm2d) else norm_type.removesuffix("-noiseless")
-    if family == new_family and area_of(old) == area_of(new) and new_family not in ("ibnorm", "normalnorm"):
+    spec = get_spec(norm_type)
+    if family == spec.family and area_of(old) == area_of(new) and not (spec.options or spec.arguments):
         return f"{family} -> {norm_type}: same function"
-    before, now = _meaning(family, area_of(old)), _meaning(new_family, area_of(new))
-    return f"{family} -> {norm_type}: before, it {before}; now it {now}"
-
-
-def _meaning(family: str, area: str) -> str:
-    return (
-        _MEANING_OVER_BATCH[family]
-        if area == "batch"
-        else _MEANING[family].replace("token", "pixel" if area == "channel" else "token")
-    )
+    before = next(s for s in SPECS.values() if s.family == family).meaning_over(area_of(old))
+    return f"{family} -> {norm_type}: before, it {before}; now it {spec.meaning_over(area_of(new))}"
 
 
 def _take_batch_options(old: Any, new: Any) -> None:

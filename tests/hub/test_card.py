@@ -16,7 +16,7 @@ from ibnorm_hf.hub import card as cards
 from ibnorm_hf.hub.card import write_card
 from ibnorm_hf.hub.export import export
 from ibnorm_hf.hub.norm_facts import norm_facts
-from ibnorm_hf.modeling.norms import list_norms
+from ibnorm_hf.modeling.create import list_norms
 
 from .conftest import VALIDATION, write
 

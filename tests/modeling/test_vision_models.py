@@ -26,7 +26,7 @@ from ibnorm_hf import (
     replace_norms,
     restore_norms,
 )
-from ibnorm_hf.modeling.channel_norms import LayerNorm2d
+from ibnorm_hf.modeling.norms import LayerNorm2d
 from ibnorm_hf.modeling.recognize import norm_name
 
 SMALL = {

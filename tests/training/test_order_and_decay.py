@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler
 from transformers import AutoConfig, AutoModelForCausalLM, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 import ibnorm_hf  # noqa: F401 - registers the model types
-from ibnorm_hf.modeling.norms import list_norms
+from ibnorm_hf.modeling.create import list_norms
 from ibnorm_hf.training.loop.decay import decay_groups
 from ibnorm_hf.training.loop.order import SampleOrder
 

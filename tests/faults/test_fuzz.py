@@ -25,8 +25,9 @@ from ibnorm_hf.training.loop.sharded import load_full_model
 from ibnorm_hf.training.loop.trainer import _loading
 from ibnorm_hf.training.plan import make_plan
 from ibnorm_hf.training.pretrain import _require_same_recipe
-from ibnorm_hf.training.text import prepare as packing
-from ibnorm_hf.training.text.sources import open_source
+from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import prepare as preparing
+from ibnorm_hf.training.text.sources.registry import open_source
 from tests.training.conftest import TINY
 
 pytestmark = pytest.mark.faults("arbitrary content in a file")
@@ -207,7 +208,7 @@ def prepared(tmp_path_factory) -> Any:
     text = folder / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"Document {i} tells of {i * i} things."}) + "\n" for i in range(300)))
     data = DataArguments(corpus=str(text), block_size=16, validation_fraction=0.1, tokenizer_vocab_size=300)
-    return packing.prepare_data(data, vocab_size=300, run_tokens=1000, say=lambda line: None)
+    return preparing.prepare_data(data, vocab_size=300, run_tokens=1000, say=lambda line: None)
 
 
 @fuzz(60)

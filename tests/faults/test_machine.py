@@ -23,7 +23,7 @@ from ibnorm_hf.training.folder.lock import FolderLock
 from ibnorm_hf.training.folder.manifest import SAVING, newest_complete, tidy, verify
 from ibnorm_hf.training.folder.run_folder import claim
 from ibnorm_hf.training.loop.trainer import PretrainTrainer
-from ibnorm_hf.training.text import prepare as packing
+from ibnorm_hf.training.text import packing
 
 from .compare import log_lines, unlike
 

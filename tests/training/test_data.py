@@ -10,7 +10,8 @@ import pytest
 
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
-from ibnorm_hf.training.text import prepare as packing
+from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.blocks import BlockWriter, blocks_sha256, load_blocks
 from ibnorm_hf.training.text.tokenizer import END_OF_TEXT, train_bpe
 
@@ -23,14 +24,14 @@ def corpus(folder: Path, documents: int = 400) -> Path:
     return path
 
 
-def prepare(path: Path, **keys) -> packing.PreparedData:
+def prepare(path: Path, **keys) -> preparing.PreparedData:
     defaults = {"block_size": 16, "validation_fraction": 0.1, "validation_tokens": 10_000, "tokenizer_vocab_size": 300}
-    return packing.prepare_data(
+    return preparing.prepare_data(
         DataArguments(corpus=str(path), **{**defaults, **keys}), vocab_size=300, run_tokens=1000, say=lambda text: None
     )
 
 
-def text_of(prepared: packing.PreparedData, part: str) -> str:
+def text_of(prepared: preparing.PreparedData, part: str) -> str:
     blocks = getattr(prepared, part)
     return prepared.tokenizer.decode(np.concatenate([row["input_ids"] for row in blocks]))
 
@@ -62,7 +63,7 @@ def test_bytes_per_token_counts_the_text(tmp_path: Path):
 
 def test_prepared_once_and_found_again(tmp_path: Path, monkeypatch):
     first = prepare(corpus(tmp_path))
-    monkeypatch.setattr(packing, "_materialize", lambda *a: pytest.fail("prepared twice"))
+    monkeypatch.setattr(preparing, "_materialize", lambda *a: pytest.fail("prepared twice"))
     again = prepare(tmp_path / "docs.jsonl")
     assert again.folder == first.folder
     assert blocks_sha256(again.validation) == first.description["validation"]["sha256"]
@@ -86,7 +87,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch):
     # The same text elsewhere has the same key: forget the finished one, and kill the next after 8 batches.
     finished = {part: getattr(whole, part)[:]["input_ids"].copy() for part in ("train", "validation")}
     kept = whole.folder.rename(tmp_path / "kept")
-    write, calls = packing._Materializer._write, []
+    write, calls = packing.Packer._write, []
 
     def dying(self, *words):
         calls.append(1)
@@ -94,7 +95,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch):
             raise KeyboardInterrupt
         write(self, *words)
 
-    monkeypatch.setattr(packing._Materializer, "_write", dying)
+    monkeypatch.setattr(packing.Packer, "_write", dying)
     with pytest.raises(KeyboardInterrupt):
         prepare(path, validation_tokens=9_000)
     calls[:] = [1] * 100

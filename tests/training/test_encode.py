@@ -15,7 +15,8 @@ import pytest
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.folder.failures import told
 from ibnorm_hf.training.keys.arguments import DataArguments
-from ibnorm_hf.training.text import prepare as packing
+from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.encode import Encoder
 from ibnorm_hf.training.text.tokenizer import train_bpe
 
@@ -59,7 +60,7 @@ def test_blocks_do_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
             max_bad_records=1000,
             prepare_workers=workers,
         )
-        results.append(packing.prepare_data(data, vocab_size=320, run_tokens=0, say=lambda text: None))
+        results.append(preparing.prepare_data(data, vocab_size=320, run_tokens=0, say=lambda text: None))
     one, three = results
     assert one.folder.name == three.folder.name
     assert np.array_equal(one.train[:]["input_ids"], three.train[:]["input_ids"])

@@ -10,7 +10,8 @@ import pytest
 
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
-from ibnorm_hf.training.text import prepare as packing
+from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import prepare as preparing
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def hub(tmp_path: Path, monkeypatch):
     return monkeypatch
 
 
-def prepare(**keys) -> packing.PreparedData:
+def prepare(**keys) -> preparing.PreparedData:
     data = DataArguments(
         **{
             "corpus": "owner/name",
@@ -43,7 +44,7 @@ def prepare(**keys) -> packing.PreparedData:
             **keys,
         }
     )
-    return packing.prepare_data(data, vocab_size=300, run_tokens=1600, say=lambda text: None)
+    return preparing.prepare_data(data, vocab_size=300, run_tokens=1600, say=lambda text: None)
 
 
 def test_the_validation_split_is_the_data_sets_own(hub):
@@ -66,7 +67,7 @@ def test_a_killed_stream_goes_on_where_it_was(hub):
     whole = prepare(**keys)
     finished = {part: getattr(whole, part)[:]["input_ids"].copy() for part in ("train", "validation")}
     whole.folder.rename(whole.folder.with_name("kept"))
-    real, calls = packing._Materializer._write, []
+    real, calls = packing.Packer._write, []
 
     def dying(self, *words):
         calls.append(1)
@@ -74,7 +75,7 @@ def test_a_killed_stream_goes_on_where_it_was(hub):
             raise KeyboardInterrupt
         real(self, *words)
 
-    hub.setattr(packing._Materializer, "_write", dying)
+    hub.setattr(packing.Packer, "_write", dying)
     with pytest.raises(KeyboardInterrupt):
         prepare(**keys)
     calls[:] = [1] * 50

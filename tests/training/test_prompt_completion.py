@@ -24,8 +24,9 @@ from ibnorm_hf.training.keys.recipe import Recipe, load_recipe
 from ibnorm_hf.training.loop.order import SampleOrder
 from ibnorm_hf.training.loop.trainer import collate
 from ibnorm_hf.training.model.build import build_config, build_model
-from ibnorm_hf.training.text import prepare as packing
-from ibnorm_hf.training.text.sources import open_source
+from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import prepare as preparing
+from ibnorm_hf.training.text.sources.registry import open_source
 
 from .conftest import TINY
 from .test_processes import same_run, two_processes
@@ -40,14 +41,14 @@ def write(path: Path, records: list[tuple[Any, Any]] = RECORDS) -> Path:
     return path
 
 
-def prepare(path: Path | str, **keys: Any) -> packing.PreparedData:
+def prepare(path: Path | str, **keys: Any) -> preparing.PreparedData:
     """Blocks of 16 of single characters: 257 entries are the bytes and the end of text."""
     defaults = {"block_size": 16, "validation_fraction": 0.1, "validation_tokens": 10_000, "tokenizer_vocab_size": 257}
     data = DataArguments(corpus=str(path), **{**defaults, **COLUMNS, **keys})
-    return packing.prepare_data(data, vocab_size=257, run_tokens=1000, say=lambda text: None)
+    return preparing.prepare_data(data, vocab_size=257, run_tokens=1000, say=lambda text: None)
 
 
-def shown(prepared: packing.PreparedData, part: str = "train") -> tuple[str, str]:
+def shown(prepared: preparing.PreparedData, part: str = "train") -> tuple[str, str]:
     """(text, targets) of all blocks, a character a token; ``|`` ends a record, ``_`` is masked."""
     batch = collate(list(getattr(prepared, part)))
     letters = {i: c for c, i in prepared.tokenizer.get_vocab().items()} | {IGNORED: "_"}
@@ -93,7 +94,7 @@ def test_only_targets_make_bytes_per_token(tmp_path: Path):
 
 def test_a_tokenizer_learns_from_prompts_too(tmp_path: Path):
     data = DataArguments(corpus=str(write(tmp_path / "few.jsonl", RECORDS[:2])), **COLUMNS)
-    assert list(packing._training_texts(data)) == [*RECORDS[0], *RECORDS[1]]
+    assert list(preparing._training_texts(data)) == [*RECORDS[0], *RECORDS[1]]
 
 
 def test_masks_are_undone_exactly():
@@ -129,7 +130,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch, 
     whole = prepare(path)
     finished = [shown(whole, part) for part in ("train", "validation")]
     whole.folder.rename(tmp_path / "kept")
-    real, calls = packing._Materializer._write, []
+    real, calls = packing.Packer._write, []
 
     def dying(self, *words):
         calls.append(1)
@@ -137,7 +138,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch, 
             raise KeyboardInterrupt
         real(self, *words)
 
-    monkeypatch.setattr(packing._Materializer, "_write", dying)
+    monkeypatch.setattr(packing.Packer, "_write", dying)
     with pytest.raises(KeyboardInterrupt):
         prepare(path)
     calls[:] = [1] * 100
@@ -158,7 +159,7 @@ def test_a_killed_stream_goes_on_where_it_was(tmp_path: Path, monkeypatch):
     whole = prepare("owner/stream", **keys)
     finished = shown(whole)
     whole.folder.rename(tmp_path / "kept")
-    real, calls = packing._Materializer._write, []
+    real, calls = packing.Packer._write, []
 
     def dying(self, *words):
         calls.append(1)
@@ -166,7 +167,7 @@ def test_a_killed_stream_goes_on_where_it_was(tmp_path: Path, monkeypatch):
             raise KeyboardInterrupt
         real(self, *words)
 
-    monkeypatch.setattr(packing._Materializer, "_write", dying)
+    monkeypatch.setattr(packing.Packer, "_write", dying)
     with pytest.raises(KeyboardInterrupt):
         prepare("owner/stream", **keys)
     assert shown(prepare("owner/stream", **keys)) == finished
@@ -181,7 +182,7 @@ def test_every_block_predicts_something_however_long_the_prompts(tmp_path: Path,
         corpus=str(path), block_size=16, validation_fraction=0.1, tokenizer_vocab_size=257, token_budget=3200, **COLUMNS
     )
     said: list[str] = []
-    prepared = packing.prepare_data(data, vocab_size=257, run_tokens=0, say=said.append)
+    prepared = preparing.prepare_data(data, vocab_size=257, run_tokens=0, say=said.append)
     for part in ("train", "validation"):
         labels = collate(list(getattr(prepared, part)))["labels"]
         assert labels[:, 1:].ne(IGNORED).any(-1).all()

@@ -10,15 +10,18 @@ import pytest
 
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
+from ibnorm_hf.training.text import sources
 from ibnorm_hf.training.text.docstrings import module_prose, prose_paragraphs
-from ibnorm_hf.training.text.sources import MAX_LINE_BYTES, FileSource, open_source
+from ibnorm_hf.training.text.sources import registry
+from ibnorm_hf.training.text.sources.base import Source
+from ibnorm_hf.training.text.sources.records import MAX_LINE_BYTES
+from ibnorm_hf.training.text.sources.registry import open_source
 
 TEXTS = ["First text.\nSecond line.", "Ünïcode ☃ text", "last"]
 
 
-def read(path: Path, **keys) -> tuple[list[str], FileSource]:
+def read(path: Path, **keys) -> tuple[list[str], Source]:
     source = open_source(DataArguments(corpus=str(path), **keys))
-    assert isinstance(source, FileSource)
     return [piece.text for piece, _ in source.pieces()], source
 
 
@@ -110,12 +113,30 @@ def test_a_damaged_parquet_is_named(tmp_path: Path):
         read(tmp_path / "a.parquet")
 
 
+def test_a_file_in_the_folder_of_kinds_is_all_that_a_kind_needs(tmp_path: Path, monkeypatch):
+    (tmp_path / "shouted.py").write_text(
+        "from ibnorm_hf.training.text.sources.base import Piece\n"
+        "from ibnorm_hf.training.text.sources.files import FileReader\n"
+        "class Shouted(FileReader):\n"
+        "    endings = ('.loud',)\n"
+        "    def read(self):\n"
+        "        yield from (Piece(line.strip().upper(), True) for _, line in self.lines())\n"
+    )
+    (tmp_path / "a.loud").write_text("one\ntwo\n")
+    registry.kinds.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+        assert read(tmp_path / "a.loud")[0] == ["ONE", "TWO"]
+    registry.kinds.cache_clear()
+    assert read(tmp_path / "a.loud")[0] == ["one\ntwo\n"]  # of an unknown ending: text
+
+
 def test_places_that_do_not_exist(tmp_path: Path):
     with pytest.raises(UserError, match="does not exist"):
         open_source(DataArguments(corpus=str(tmp_path / "missing.txt")))
     with pytest.raises(UserError, match="does not exist"):
         open_source(DataArguments(corpus="missing.jsonl"))
-    with pytest.raises(UserError, match=r"holds no \.txt"):
+    with pytest.raises(UserError, match=r"holds no .*\.txt"):
         open_source(DataArguments(corpus=str(tmp_path)))
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -82,15 +83,21 @@ def embedded_corpus() -> Path:
 
 
 def _source_files() -> Iterator[tuple[str, str, int]]:
-    roots = sysconfig.get_paths()
     for package in PACKAGES:
-        root = Path(roots["stdlib"]) if package == "stdlib" else Path(roots["purelib"]) / package
-        for folder, names, files in os.walk(root):
+        for folder, names, files in os.walk(_root(package)):
             names[:] = sorted(n for n in names if n not in SKIPPED)
             for name in sorted(files):
                 if name.endswith(".py"):
                     path = os.path.join(folder, name)
                     yield package, path, os.path.getsize(path)
+
+
+def _root(package: str) -> str:
+    """Where a package lies, wherever the interpreter would find it; nothing is imported. An absent one has no files."""
+    if package == "stdlib":
+        return sysconfig.get_paths()["stdlib"]
+    spec = find_spec(package)
+    return next(iter(spec.submodule_search_locations or ()), "") if spec else ""
 
 
 def _extract(files: list[str], target: Path) -> None:

@@ -3,7 +3,9 @@
 
 A worker is this very file run as a program, which speaks lengths and bytes over its standard streams and ends
 when they close. So it needs no fork of a process full of threads, unpickles nothing, and does not outlive a parent
-that was killed. Only `tokenizers` and numpy are imported here: a worker starts in a fraction of a second.
+that was killed. Only `tokenizers` and numpy are imported here: a worker starts in 0.3 s and takes 29 MB, where one of
+``concurrent.futures``, spawned, imports this package with torch and transformers (9 s, 458 MB, measured on 2 cores) and
+runs a user's script again that has no ``__main__`` guard.
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_hub_jobs(jobs)
     _add_convert_job(jobs)
     _add_evaluation_jobs(jobs)
+    _add_compare_job(jobs)
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.add_argument("--format", choices=("table", "markdown"), default="table", help="default: %(default)s")
     norms.set_defaults(job=list_norms)
@@ -255,6 +256,34 @@ def _add_evaluation_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--partial", action="store_true", help="accept missing tasks; they are named, nothing averaged")
     parser.add_argument("--chart", metavar="FILE.png", help="draw a bar chart, too")
     parser.set_defaults(job=leaderboard)
+
+
+def _add_compare_job(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "a fair comparison of norms over seeds, with a verdict for each; code 3 where a ranking would not be fair"
+    parser = jobs.add_parser("compare", help=text, description=text, allow_abbrev=False)
+    parser.add_argument(
+        "--table", metavar="RESULTS.csv", help="judge runs made elsewhere: arm, learning_rate, seed, loss"
+    )
+    parser.add_argument("--baseline", metavar="ARM", help="with --table: the arm that the others are held against")
+    parser.add_argument("--margin", type=float, help="with --table: differences below this count as none")
+    parser.add_argument("--out", metavar="DIR", help="folder of the report")
+    parser.set_defaults(job=compare)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Run or judge a comparison."""
+    from .common.errors import UserError
+    from .studies import table
+
+    given = {"--baseline": arguments.baseline, "--margin": arguments.margin, "--out": arguments.out}
+    if missing := [name for name, value in given.items() if value is None]:
+        raise UserError(f"compare --table needs {missing[0]} beside it")
+    judged = table.compare_table(
+        arguments.table, baseline=arguments.baseline, margin=arguments.margin, out=arguments.out
+    )
+    print("\n".join(table.lines(judged)))
+    print(f"report {arguments.out}/report.html")
+    return table.REFUSED if judged["refused"] else 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

@@ -56,11 +56,11 @@ def _differing(rows: list[Row]) -> list[str]:
     by_budget: Callable[[Row], Any] = lambda row: row.budget  # noqa: E731
     by_seed: Callable[[Row], Any] = lambda row: (row.budget, row.seed)  # noqa: E731
     checks = (
-        ("data_sha256", by_seed, "the samples or their order differ between {0} and {1} at seed {2.seed}"),
-        ("tokens", by_budget, "the tokens differ between {0} and {1} at budget {2.budget:g}"),
-        ("decay_sha256", everywhere, "the parameters that decay differ between {0} and {1}"),
-        ("evaluation_sha256", everywhere, "the evaluation sets differ between {0} and {1}"),
-        ("code_sha256", everywhere, "the code versions differ between {0} and {1}"),
+        ("data_sha256", by_seed, "the samples or their order differ {0} at seed {1.seed}"),
+        ("tokens", by_budget, "the tokens differ {0} at budget {1.budget:g}"),
+        ("decay_sha256", everywhere, "the parameters that decay differ {0}"),
+        ("evaluation_sha256", everywhere, "the evaluation sets differ {0}"),
+        ("code_sha256", everywhere, "the code versions differ {0}"),
     )
     found = []
     for name, group, sentence in checks:
@@ -71,7 +71,8 @@ def _differing(rows: list[Row]) -> list[str]:
                 continue
             other = first.setdefault(group(row), row)
             if getattr(other, name) != value:
-                found.append(sentence.format(other.arm, row.arm, row))
+                where = f"between {other.arm} and {row.arm}" if other.arm != row.arm else f"within {row.arm}"
+                found.append(sentence.format(where, row))
                 break
     return found + _parameters(rows)
 

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study's report: the same numbers as JSON, CSV, Markdown and a page, and rendering twice gives the same bytes.
+
+Nothing in it depends on when or how fast a run was made: what the clock measured stands beside it, in ``timing.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..common.paths import write_atomic
+from .page import page
+from .pictures import Picture, draw_all
+from .rows import Row
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the values are: ``name`` and unit of the metric, and the factor that turns a value into it.
+
+    Values are losses, smaller being better; accuracy is kept as its negative and shown with the factor -1.
+    """
+
+    name: str = "loss"
+    unit: str = "nats"
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a report is made of: the judgement, the runs behind it, and what to say around them."""
+
+    title: str
+    judged: dict[str, Any]
+    rows: list[Row]
+    unit: Unit = Unit()
+    about: list[str] = field(default_factory=list)
+    citations: dict[str, str] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lambdas: dict[str, float] = field(default_factory=dict)
+
+
+def write_report(study: Study, folder: Path) -> list[Path]:
+    """Write report.json, report.md, report.html, runs.csv and the pictures; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw_all(study)
+    for picture in pictures:
+        _write_bytes(folder / picture.name, picture.png)
+    written = [folder / picture.name for picture in pictures]
+    for name, text in (
+        ("report.json", json.dumps(study.judged, indent=1, sort_keys=True, allow_nan=False) + "\n"),
+        ("runs.csv", runs_csv(study)),
+        ("report.md", markdown(study, pictures)),
+        ("report.html", page(study.title, sections(study, pictures), pictures)),
+    ):
+        write_atomic(folder / name, text)
+        written.append(folder / name)
+    return written
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
+def runs_csv(study: Study) -> str:
+    """Every run ever started, one a line."""
+    lines = study.runs or [_run(row) for row in sorted(study.rows)]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _run(row: Row) -> dict[str, Any]:
+    return {
+        "arm": row.arm,
+        "budget": f"{row.budget:g}",
+        "learning_rate": f"{row.learning_rate:g}",
+        "weight_decay": "" if row.weight_decay is None else f"{row.weight_decay:g}",
+        "seed": row.seed,
+        "phase": row.phase,
+        "state": "diverged" if math.isinf(row.value) else "done",
+        "loss": "" if math.isinf(row.value) else repr(row.value),
+        "tokens": "" if row.tokens is None else row.tokens,
+        "parameters": "" if row.parameters is None else row.parameters,
+        "data_sha256": row.data_sha256 or "",
+    }
+
+
+def sections(study: Study, pictures: list[Picture]) -> list[tuple[str, list[str], list[dict[str, Any]], list[Picture]]]:
+    """The report's parts in order: (heading, sentences, table, pictures). Both renderings are made of these."""
+    judged = study.judged
+    parts = [("Verdict", _summary(study), [], [])]
+    for budget in reversed(judged["budgets"]):
+        parts.append((f"Budget {budget}x", _budget_text(study, budget), _table(study, budget), []))
+    for name, lines in study.tables.items():
+        parts.append((name, [], lines, []))
+    if pictures:
+        parts.append(("Pictures", [], [], pictures))
+    if study.citations:
+        lines = [{"arm": arm, "source": text} for arm, text in sorted(study.citations.items())]
+        parts.append(("Sources of the arms", [], lines, []))
+    parts.append(("How to read this", _rules(study), [], []))
+    return parts
+
+
+def _summary(study: Study) -> list[str]:
+    judged = study.judged
+    if judged["refused"]:
+        told = ["No arm is ranked, because the comparison would not be fair:"]
+        return [*told, *(f"- {reason}." for reason in judged["refused"]), *study.about]
+    told = []
+    for verdict in ("better", "worse", "equivalent", "undecided"):
+        names = [a for a, arm in judged["arms"].items() if arm["verdict"] == verdict and a != judged["baseline"]]
+        told.append(f"- {verdict} ({len(names)}): {', '.join(names) or 'none'}.")
+    first = f"Against {judged['baseline']}, at the largest budget:"
+    return [first, *told, *(f"- {flip}." for flip in judged["flips"]), *study.about]
+
+
+def _budget_text(study: Study, budget: str) -> list[str]:
+    found = study.judged["budgets"][budget]
+    seeds = ", ".join(map(str, found["seeds"]))
+    error = "not measured" if found["error"] is None else f"{found['error']:.4g} {study.unit.unit}"
+    return [f"Claim seeds {seeds}. Error of one run after arm and seed means: {error}."]
+
+
+def _table(study: Study, budget: str) -> list[dict[str, Any]]:
+    unit, lines = study.unit, []
+    for name, arm in study.judged["budgets"][budget]["arms"].items():
+        missing = arm["difference"] is None
+        ends = sorted((arm["low"] * unit.factor, arm["high"] * unit.factor)) if not missing else []
+        base = name == study.judged["baseline"]
+        line = {
+            "arm": name,
+            "verdict": "baseline" if base else arm["verdict"],
+            f"difference ({unit.unit})": "" if base or missing else f"{arm['difference'] * unit.factor:+.4f}",
+            "99 % interval": "" if base or missing else f"{ends[0]:+.4f} to {ends[1]:+.4f}",
+            "p": "" if base or missing else f"{arm['p']:.2g}",
+            "sign-flip p": "" if base or missing or arm["sign_flip_p"] is None else f"{arm['sign_flip_p']:.2g}",
+            "seeds to decide": arm["seeds_to_decide"] or "",
+            f"mean {unit.name} ({unit.unit})": "" if arm["mean"] is None else f"{arm['mean'] * unit.factor:.4f}",
+            "seeds": arm["n"],
+            "diverged": arm["diverged"],
+            "learning rate": f"{arm['learning_rate']:g}",
+        }
+        if arm["weight_decay"] is not None:
+            line["weight decay"] = f"{arm['weight_decay']:g}"
+        lines.append(line | arm.get("effects", {}))
+    if all(not line["sign-flip p"] for line in lines):
+        for line in lines:
+            del line["sign-flip p"]
+    return lines
+
+
+def _rules(study: Study) -> list[str]:
+    judged = study.judged
+    return [
+        f"Differences are arm minus {judged['baseline']}. Every arm was tuned on the same grid by seeds of their own; "
+        "the claim seeds were not looked at before. Seeds are blocks, the error is pooled over the arms, and the "
+        f"intervals hold for all arms of a budget together with {judged['level']:.0%} (Dunnett).",
+        f"`equivalent`: the interval lies within the margin of {judged['margin']:g} {study.unit.unit} (two one-sided "
+        "tests). `better` and `worse`: it excludes 0. `undecided`: neither; `seeds to decide` says how many would.",
+        "A run that diverged counts as the worst loss of its budget, and its arm is never called better.",
+    ]
+
+
+def markdown(study: Study, pictures: list[Picture]) -> str:
+    """The report as Markdown."""
+    out = [f"# {study.title}", ""]
+    for heading, sentences, lines, shown in sections(study, pictures):
+        out += [f"## {heading}", ""]
+        for sentence in sentences:
+            out += [sentence] if sentence.startswith("- ") else [sentence, ""]
+        if sentences and sentences[-1].startswith("- "):
+            out.append("")
+        if lines:
+            names = list(dict.fromkeys(name for line in lines for name in line))
+            out += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+            out += ["| " + " | ".join(_cell(line.get(name, "")) for name in names) + " |" for line in lines]
+            out.append("")
+        for picture in shown:
+            out += [f"![{picture.caption}]({picture.name})", "", picture.caption, ""]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -87,10 +87,11 @@ def _harness(target: Target, names: list[str], data: Path | None, output: Path, 
     if data is not None and leaderboard_leaves(names):
         print(check_folder(data, names), file=sys.stderr)
     try:
-        from .runner import configure, evaluate_tasks
+        from .options import configure
+        from .runner import evaluate_tasks
     except ImportError as error:
         raise UserError(f"eval needs the harness ({error}); pip install 'ibnorm_hf[eval]'") from None
-    config = configure(_absolute(rest), target, ",".join(names), output)
+    config = configure(_absolute(rest), target, names, output)
     with inside(data):
         path = evaluate_tasks(config, target, names, output)
     if path is not None:

@@ -73,10 +73,14 @@ def backward(
         out = lam * s
         if wanted[0]:
             dx = _standardize_backward(compression.dg(u, s) * dz, h, rstd).to(x.dtype)
-    width = x.shape[-1]
-    dweight = (dy32 * out).reshape(-1, width).sum(0) if wanted[1] else None
-    dbias = dy32.reshape(-1, width).sum(0) if wanted[2] else None
+    dweight = _sum_of_rows(dy32 * out) if wanted[1] else None
+    dbias = _sum_of_rows(dy32) if wanted[2] else None
     return dx, dweight, dbias
+
+
+def _sum_of_rows(t: Tensor) -> Tensor:
+    # Not flattened first: a tensor sharded unevenly over its leading dimension cannot be.
+    return t.sum(tuple(range(t.dim() - 1))) if t.dim() > 1 else t
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -235,7 +235,11 @@ def _kernels(x: Tensor, compression: Compression, order: str, backend: str | Non
     if torch.compiler.is_compiling():
         return EAGER  # inductor fuses the plain operations with their neighbours
     backend = backend or _BACKEND
-    if backend == "eager" or not all(map(_is_plain, (x, *others))):
+    if not all(map(_is_plain, (x, *others))):
+        return EAGER
+    for t in (x, *others):
+        _check_memory(t)
+    if backend == "eager":
         return EAGER
     if backend in (None, "compiled") and supports(x, compression, order):
         return FUSED_CPU
@@ -253,8 +257,24 @@ def _is_plain(t: Tensor | None) -> bool:
     """Whether a kernel may read t by its address: not a subclass, nor under a transform, a mode or a trace."""
     return t is None or (
         type(t) in (Tensor, torch.nn.Parameter)
+        and t.layout is torch.strided
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)
         and not torch._C._functorch.is_legacy_batchedtensor(t)
+        and not t._is_zerotensor()  # no memory at all: what autograd passes where a gradient is known to be zero
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.jit.is_tracing()
     )
+
+
+def _check_memory(t: Tensor | None) -> None:
+    """ValueError where t's storage is too small for it: at such an address a kernel, or torch, would crash."""
+    if t is None or not t.numel():
+        return
+    count = t.numel()
+    if not t.is_contiguous():
+        count = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    if t.untyped_storage().nbytes() < (t.storage_offset() + count) * t.element_size():
+        raise ValueError(
+            f"a tensor of shape {tuple(t.shape)} that the norm reads has no memory behind it: its storage was freed, "
+            "as sharded training does between uses; use the norm inside the module that gathers its parameters."
+        )

@@ -79,7 +79,7 @@ MUTANTS = {
     "wrong lambda in backward": ("u = (x32 - mean_x) / lam", "u = (x32 - mean_x) / (2 * lam)"),
     "weight dropped from dx": ("dy32 if weight is None else dy32 * weight", "dy32"),
     "rstd dropped": ("return rstd * (dz", "return (dz"),
-    "weight gradient without z": ("(dy32 * out).reshape", "dy32.reshape"),
+    "weight gradient without z": ("_sum_of_rows(dy32 * out)", "_sum_of_rows(dy32)"),
     "forward: mean of c kept": ("z = (c - mean_c) * rstd", "z = c * rstd"),
     "forward: factor lambda lost": ("c = lam * compression.g(", "c = compression.g("),
 }
@@ -401,3 +401,60 @@ def test_negated_views_and_scalars():
 def test_wide_rows_with_a_large_offset():
     x = make_input(2, 16384, torch.float32) + 10_000
     assert_matches_reference(partial(ib_norm, backend="compiled"), x, tolerance=1e-2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("which", ["x", "weight", "bias", "weight in backward", "dy", "a view", "half of x"])
+def test_freed_memory_is_a_sentence_and_neither_a_crash_nor_no_weight(which, backend):
+    """As a sharded parameter between its uses: the address is 0, or past the end of what is left."""
+    x, dy = make_input(5, 24, torch.float32), make_input(5, 24, torch.float32, seed=1)
+    weight, bias = torch.randn(2, 24, generator=torch.Generator().manual_seed(2)).unbind()
+    weight, bias, x = weight.clone(), bias.clone(), x.clone().requires_grad_()
+    if which == "a view":  # its address is not 0, because it starts inside of what was freed
+        weight = torch.ones(48)[24:]
+    if "backward" in which or which == "dy":
+        y = ib_norm(x, weight, bias, backend=backend)
+        (dy if which == "dy" else weight).untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match=r"shape \(.*24,?\) that the norm reads has no memory behind it"):
+            torch.autograd.grad(y, x, dy)
+        return
+    tensor = {"x": x, "weight": weight, "bias": bias, "a view": weight, "half of x": x}[which]
+    tensor.untyped_storage().resize_(240 if which == "half of x" else 0)
+    with pytest.raises(ValueError, match="has no memory behind it: its storage was freed"):
+        ib_norm(x, weight, bias, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_that_are_known_to_be_zero_have_no_address(backend):
+    x = make_input(5, 24, torch.float32).requires_grad_()
+    nothing = torch._efficientzerotensor((5, 24))
+    y = ib_norm(x, backend=backend)
+    assert torch.equal(torch.autograd.grad(y, x, nothing)[0], torch.zeros(5, 24))
+    assert torch.equal(ib_norm(nothing, backend=backend), torch.zeros(5, 24))
+    assert torch.equal(ib_norm(x, torch._efficientzerotensor((24,)), backend=backend), torch.zeros(5, 24))
+    with pytest.raises((NotImplementedError, RuntimeError), match="parse"):  # torch's own words, no kernel
+        ib_norm(x.detach().to_sparse(), backend=backend)
+
+
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_sharded_tensors_even_where_a_dimension_does_not_divide(dimension):
+    """Rank 0 of two: rows of a batch of 3, or tokens of 7, are sharded unevenly over a mesh of 2."""
+    from torch.distributed.tensor import DeviceMesh, Replicate, Shard, distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    x, dy = (make_input(3 * 7, 24, torch.float32, seed=s).view(3, 7, 24) for s in (0, 1))
+    weight, bias = (make_input(1, 24, torch.float32, seed=s)[0] for s in (2, 3))
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = DeviceMesh("cpu", [0, 1])
+        sharded = [distribute_tensor(t, mesh, [Shard(dimension)], src_data_rank=None) for t in (x, dy)]
+        whole = [distribute_tensor(t, mesh, [Replicate()], src_data_rank=None) for t in (weight, bias)]
+        found = gradients(ib_norm, sharded[0], *whole, cotangent=sharded[1])
+        local = [t.to_local() for t in found]
+        x, dy = (t.to_local() for t in sharded)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert x.shape[dimension] in (2, 4)
+    expected = gradients(ib_norm_reference, x.double(), weight.double(), bias.double(), cotangent=dy)
+    for a, e in zip(local, expected, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from .training.job import Result
     from .training.keys.recipe import Recipe
 
 
@@ -76,44 +77,56 @@ def finetune(arguments: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe) -> int:
-    from .training import pretrain as training
+    from .training import job
 
     if recipe.run.dry_run:
         if recipe.run.process_index == 0:
-            training.print_plan(recipe)
+            job.print_plan(recipe)
         return 0
-    result = training.pretrain(recipe)
+    result = job.pretrain(recipe)
     if result.stopped_by is not None:
         print(f"stopped: a checkpoint is in {result.folder}; the same command goes on from it", file=sys.stderr)
         return 128 + result.stopped_by
     if recipe.run.process_index == 0:
-        from .analysis.loss_curve import plot_loss_curve
-
-        try:
-            plot = str(plot_loss_curve(result.folder))
-        except ValueError as error:  # logging_steps beyond max_steps
-            plot = f"not drawn: {error}"
-        scores = result.validation
-        print(
-            f"validation loss {scores['loss']:.4f}  perplexity {scores['perplexity']:.2f}  "
-            f"bits per byte {scores['bits_per_byte']:.3f}"
-        )
-        if result.tokens_per_s:
-            print(f"speed {result.tokens_per_s:,.0f} tokens/s")
-        print(f"sample: {' '.join(result.sample.split())}")
-        print(f"loss curve {plot}")
-        print(f"run {result.folder}")
-        if recipe.repo_id:
-            from .hub.push import push as push_run
-
-            push_run(result.folder, recipe.repo_id, private=recipe.run.hub_private_repo)
+        _tell(recipe, result)
     return 0
+
+
+def _tell(recipe: Recipe, result: Result) -> None:
+    """Print the outcome of a run, with its pictures."""
+    from .analysis.loss_curve import plot_loss_curve
+
+    if "perplexity" in result.validation:
+        scores = result.validation
+        perplexity = f"{scores['perplexity']:.2f}" if scores["perplexity"] is not None else "beyond 1e304"
+        bits = scores["bits_per_byte"]
+        print(f"validation loss {scores['loss']:.4f}  perplexity {perplexity}  bits per byte {bits:.3f}")
+        if result.per_s:
+            print(f"speed {result.per_s:,.0f} tokens/s")
+        print(f"sample: {' '.join(result.sample.split())}")
+    else:
+        from .evaluation.robustness_chart import judge_classifier
+
+        batch, task = recipe.run.per_device_eval_batch_size, cast(Any, result.task)
+        images, prepare = task.data.validation, task.views.evaluate
+        for line in judge_classifier(result.folder, result.model, images, prepare, batch_size=batch):
+            print(line)
+    try:
+        plot = str(plot_loss_curve(result.folder))
+    except ValueError as error:  # logging_steps beyond max_steps
+        plot = f"not drawn: {error}"
+    print(f"loss curve {plot}")
+    print(f"run {result.folder}")
+    if recipe.repo_id:
+        from .hub.push import push as push_run
+
+        push_run(result.folder, recipe.repo_id, private=recipe.run.hub_private_repo)
 
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Prepare the data of a recipe."""
+    from .training.job import prepare as prepare_recipe
     from .training.keys.recipe import load_recipe
-    from .training.pretrain import prepare as prepare_recipe
 
     data = prepare_recipe(load_recipe(arguments.recipe, arguments.keys))
     print(f"{len(data.train):,} training and {len(data.validation):,} validation blocks in {data.folder}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.keys.recipe import load_recipe
 from tests.training.conftest import TINY, cache, make_recipe, one_thread, recipe_file
 

@@ -122,7 +122,7 @@ def attempt(
     folder: Path, keys: list[str], *, fatal: int | None = None, after: float | None = None
 ) -> tuple[int, str, int]:
     """Fork one run of the recipe; returns (exit status as of os.waitpid, its output, its count of points)."""
-    from ibnorm_hf.training import pretrain as job
+    from ibnorm_hf.training import job
     from ibnorm_hf.training.keys.recipe import load_recipe
 
     log, count = folder.with_suffix(".log"), folder.with_suffix(".count")
@@ -231,7 +231,7 @@ def main() -> int:
     # Imported before the forks; nothing here may start a thread.
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import ibnorm_hf.training.pretrain  # noqa: F401
+    import ibnorm_hf.training.job  # noqa: F401
 
     begin = time.monotonic()
     tally = torture(words.count, seed, lambda text: print(text, flush=True))

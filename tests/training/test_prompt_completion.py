@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.common.packed import IGNORED, mask, unpack
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.keys.arguments import DataArguments
 from ibnorm_hf.training.keys.recipe import Recipe, load_recipe
 from ibnorm_hf.training.loop.order import SampleOrder

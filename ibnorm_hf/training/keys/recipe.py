@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 
 from ...common.errors import UserError, did_you_mean, nearest
 from .arguments import REFUSED_KEYS, DataArguments, ModelArguments, RunArguments
+from .image_arguments import ImageArguments
 from .schedule import LambdaSchedule
 
 # Old and new name of the same key, whichever the installed Transformers knows.
@@ -171,10 +172,10 @@ def _merge_sizes(file_sizes: Any, overrides: dict[str, list[str]], path: Path) -
     return sizes
 
 
-def load_recipe(path: str | Path, arguments: list[str] | None = None, *, data_class: type = DataArguments) -> Recipe:
+def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
     """Read and check a recipe and the command-line keys that override it.
 
-    ``data_class`` holds the keys of the data; one other than text has ``rules()``: (key, whether right, message) each.
+    A recipe that says ``images`` trains a classifier: its data keys are those of ``ImageArguments``.
 
     Raises:
         UserError: on any unknown, misspelt, refused or mistyped key, naming where it stands.
@@ -182,6 +183,7 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None, *, data_cl
     path = Path(path)
     content, overrides = read_yaml(path), parse_overrides(list(arguments or []))
     sizes = _merge_sizes(content.pop("model", None), overrides, path)
+    data_class = ImageArguments if "images" in {*content, *overrides} else DataArguments
     known = _known_keys(data_class)
     words: dict[str, list[str]] = {}
     where: dict[str, str] = {}
@@ -259,6 +261,7 @@ def _check_start(recipe: Recipe, where: dict[str, str], default: str) -> None:
     whole = "adapter" if model.adapter is not None else "pretrained"
     rules = [
         (whole, text or not (pretrained or model.adapter), "is for language models"),
+        ("push_to_hub", text or not recipe.repo_id, "is for language models; upload this run with `hf upload`"),
         ("norm_lambda_schedule", text or not model.norm_lambda_schedule, "is for language models"),
         ("model", not pretrained or not recipe.sizes, "follows from `pretrained`; leave it out"),
         ("model_type", not pretrained or "model_type" not in where, "follows from `pretrained`; leave it out"),

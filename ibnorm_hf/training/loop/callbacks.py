@@ -23,7 +23,7 @@ from ...common.paths import write_atomic
 from ...modeling.batch_norms import IBBatchNorm2d
 from ...modeling.norms import IBNorm
 from ...modeling.recognize import iter_norms
-from .anneal import AnnealLambda, to_compress
+from .anneal import to_compress
 
 
 class CompressionShares:
@@ -63,17 +63,8 @@ class RunLog(TrainerCallback):
     Seconds count training alone: validation and saving are left out of tokens/s.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        tokens_per_step: int,
-        order: Any,
-        shares: CompressionShares | None,
-        anneal: AnnealLambda | None = None,
-    ) -> None:
-        self.path, self.tokens_per_step, self.order = path, tokens_per_step, order
-        self.shares, self.anneal = shares, anneal
+    def __init__(self, path: Path, trainer: Any, *, per_step: int, shares: CompressionShares | None) -> None:
+        self.path, self.trainer, self.per_step, self.shares = path, trainer, per_step, shares
         self.seconds = self.begun = 0.0
         self.steps = self.last_step = 0
         self.bar: Any = None
@@ -100,34 +91,36 @@ class RunLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
+        objective = self.trainer.objective
         if "eval_loss" in logs:
             line = {"step": state.global_step, "eval_loss": logs["eval_loss"]}
-            line["eval_perplexity"] = logs["eval_perplexity"]
             text = f"step {state.global_step}  validation loss {line['eval_loss']:.4f}"
-            text += f"  perplexity {line['eval_perplexity']:.2f}"
+            for name, style in objective.shown.items():
+                line[f"eval_{name}"] = value = logs[f"eval_{name}"]
+                text += "" if value is None else f"  {name} {value:{style}}"
         elif "loss" in logs:
             line = self._training_line(state, logs)
             text = f"step {line['step']}/{state.max_steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}"
-            text += f"  {line['tokens_per_s']:,.0f} tokens/s"
+            text += f"  {line[f'{objective.unit}_per_s']:,.0f} {objective.unit}/s"
         else:
             return
         with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+            handle.write(json.dumps(line, allow_nan=False) + "\n")
         self._say(text)
 
     def _training_line(self, state: Any, logs: dict[str, float]) -> dict[str, Any]:
-        step = state.global_step
+        step, unit = state.global_step, self.trainer.objective.unit
         line: dict[str, Any] = {
             "step": step,
             "loss": logs["loss"],
             "lr": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
-            "tokens": step * self.tokens_per_step,
-            "tokens_per_s": round(self.steps * self.tokens_per_step / self.seconds, 1) if self.seconds else 0.0,
-            "samples_sha256": self.order.ids_sha256(self.last_step + 1, step),
+            unit: step * self.per_step,
+            f"{unit}_per_s": round(self.steps * self.per_step / self.seconds, 1) if self.seconds else 0.0,
+            "samples_sha256": self.trainer.order.ids_sha256(self.last_step + 1, step),
         }
-        if self.anneal is not None:
-            line["norm_lambda"] = self.anneal.norm_lambda
+        if self.trainer.anneal is not None:
+            line["norm_lambda"] = self.trainer.anneal.norm_lambda
         if self.shares is not None and (shares := self.shares.read()):
             line["share_over_lambda"] = {name: round(share, 6) for name, share in shares.items()}
         self.seconds, self.steps, self.last_step = 0.0, 0, step

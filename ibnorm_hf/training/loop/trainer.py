@@ -11,43 +11,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from ...common.errors import UserError
-from ...common.packed import COLUMN, IGNORED, unpack
 from ...common.paths import sync_file
 from ..folder.manifest import SAVING, keep_last, publish, remove_folder, seal
 from ..model.trained_part import is_adapter, load_adapter
+from .anneal import AnnealLambda
 from .callbacks import GradientGuard, diverged
 from .decay import decay_groups
+from .objective import Objective
 from .order import SampleOrder
 from .sharded import full_optimizer_state, is_sharded, load_full_model, load_full_optimizer
 
 OWN_STATE = "ibnorm_state.json"
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Blocks -> (batch, block_size) int64 input_ids, and labels as `unpack` gives them."""
-    ids, labels = unpack(np.stack([row[COLUMN] for row in rows]))
-    return {"input_ids": ids, "labels": labels}
-
-
 class PretrainTrainer(Trainer):
-    """Trainer for packed blocks.
+    """Trainer for packed blocks, and for images.
 
     - samples: exactly `max_steps` steps in the order of `SampleOrder`, whatever the number of processes;
     - weight decay: groups by module class (`decay_groups`);
-    - validation: loss per token in eval mode, the same for every batch size and number of processes;
+    - validation: loss per token or image in eval mode, the same for every batch size and number of processes;
     - checkpoints: written aside, sealed by a manifest, moved into place; no pickled arguments.
     """
 
-    def __init__(self, *, model: nn.Module, args: Any, train: Dataset, validation: Dataset, tokenizer: Any) -> None:
+    def __init__(
+        self, *, model: nn.Module, args: Any, train: Any, validation: Any, objective: Objective, tokenizer: Any = None
+    ) -> None:
+        self.objective: Objective = objective
         self.order = SampleOrder(len(train), seed=args.seed, steps=args.max_steps, batch=self._batch_of(args))
         self.keep = args.save_total_limit
         args.save_total_limit = None  # Trainer would delete the old checkpoint before the new one is sealed
@@ -57,12 +52,16 @@ class PretrainTrainer(Trainer):
             args=args,
             train_dataset=train,
             eval_dataset=validation,
-            data_collator=collate,
+            data_collator=objective.collate,
             processing_class=tokenizer,
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        if not objective.over_the_batch:
+            self.model_accepts_loss_kwargs = False
         self.facts: dict[str, Any] = {}  # kept in every manifest
+        self.anneal: AnnealLambda | None = None
+        self._scored: tuple[int, dict[str, Any]] | None = None
         self.guard = GradientGuard(self.order, args.grad_spike_factor)
         self._pending: list[Tensor] = []
 
@@ -81,6 +80,9 @@ class PretrainTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; stops the run when the loss is no number, before it can reach the weights."""
+        micro = len(self._pending) % self.args.gradient_accumulation_steps
+        draw = f"{self.args.seed}:{self.state.global_step}:{micro}:{self.args.process_index}"
+        inputs = self.objective.train(self._prepare_inputs(inputs), draw)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
             raise diverged("loss", self._next_step, self.order)
@@ -116,16 +118,18 @@ class PretrainTrainer(Trainer):
     # ---- validation --------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Mean negative log likelihood a predicted token (nats) over all blocks, and its exponential."""
-        loss, tokens = self.token_loss(self.eval_dataset if eval_dataset is None else eval_dataset)
-        metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": math.exp(loss) if loss < 700 else float("inf"),
-            f"{metric_key_prefix}_tokens": tokens,
-        }
+        """The objective's scores over all of the validation data, logged."""
+        scores = self.scores(self.eval_dataset if eval_dataset is None else eval_dataset)
+        self._scored = (self.state.global_step, scores)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def last_scores(self) -> dict[str, Any] | None:
+        """The scores of the last step, if the training loop has just made them."""
+        return self._scored[1] if self._scored is not None and self._scored[0] == self.args.max_steps else None
 
     def validation_batches(self, count: int) -> Iterator[tuple[list[int], Tensor]]:
         """Batches of this process's share of ``count`` samples: their indices, and a float64 weight of each.
@@ -141,23 +145,22 @@ class PretrainTrainer(Trainer):
             yield [min(i, count - 1) for i in indices], weight
 
     @torch.no_grad()
-    def token_loss(self, blocks: Dataset) -> tuple[float, int]:
-        """(nats a token, tokens): sums over blocks in float64, so batches and processes do not matter."""
-        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+    def scores(self, data: Any) -> dict[str, Any]:
+        """Scores over a data set: sums over its rows in float64, so batches and processes do not matter."""
+        totals: Any = 0.0
         model = self.model_wrapped
         was_training = model.training
         model.eval()
-        for indices, weight in self.validation_batches(len(blocks)):
-            ids, labels = (part.to(self.args.device) for part in unpack(blocks[indices][COLUMN]))
+        for indices, weight in self.validation_batches(len(data)):
+            batch = self._prepare_inputs(self.objective.collate(_rows(data, indices)))
             with self.accelerator.autocast():
-                logits = model(input_ids=ids, use_cache=False).logits
-            for row, targets, w in zip(logits, labels[:, 1:], weight, strict=True):
-                nats = F.cross_entropy(row[:-1].float(), targets, reduction="none").double().sum()
-                totals += torch.stack((w * nats, w * targets.ne(IGNORED).sum()))
+                logits = model(**self.objective.evaluate(batch)).logits
+            for row, w in zip(self.objective.sums(logits, batch["labels"]), weight, strict=True):
+                totals = totals + w * row
         model.train(was_training)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
-        return (totals[0] / totals[1]).item(), int(totals[1].item())
+        return self.objective.scores(totals.tolist())
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 
@@ -288,6 +291,10 @@ class PretrainTrainer(Trainer):
     @property
     def _is_sharded(self) -> bool:
         return self.is_fsdp_enabled and is_sharded(self.model)
+
+
+def _rows(data: Any, indices: list[int]) -> list[dict[str, Any]]:
+    return data.__getitems__(indices) if hasattr(data, "__getitems__") else [data[i] for i in indices]
 
 
 @contextmanager

@@ -107,8 +107,7 @@ def make_trainer(
     }
     # Hooks inside a compiled model would break its graph.
     shares = None if recipe.run.torch_compile else CompressionShares(trainer.model)
-    per_step = trainer.order.batch * getattr(recipe.data, "block_size", 1)
-    trainer.add_callback(RunLog(folder / "metrics.jsonl", trainer, per_step=per_step, shares=shares))
+    trainer.add_callback(RunLog(folder / "metrics.jsonl", trainer, shares=shares))
     return trainer
 
 
@@ -125,6 +124,7 @@ def train_to_the_end(trainer: PretrainTrainer, checkpoint: tuple[Path, dict[str,
         else:
             say(f"resume: all {done} steps are done, nothing to train")
             trainer.load(checkpoint[0])
+        trainer.settle()
     stopped = stop.received is not None and trainer.state.global_step < steps
     return int(stop.received) if stopped and stop.received is not None else None
 

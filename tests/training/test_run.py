@@ -28,6 +28,7 @@ def metrics(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("tokens_per_s", None)
+        line.pop("data_wait", None)
     return lines
 
 
@@ -356,5 +357,5 @@ def test_vanilla_model_types_are_baselines(make_recipe, tmp_path: Path):
 def test_trimming_a_log_drops_later_and_half_lines(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
-    assert trim_log(path, 1) == 1
+    trim_log(path, 1)
     assert path.read_text() == '{"step": 1, "loss": 1.0}\n'

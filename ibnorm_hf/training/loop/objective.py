@@ -25,6 +25,9 @@ class Objective(Protocol):
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows of the data set -> a batch."""
 
+    def count(self, batch: dict[str, Tensor]) -> tuple[int, Tensor]:
+        """(units, predicted targets) of a batch; the latter where the batch is, without waiting for it."""
+
     def train(self, batch: dict[str, Tensor], draw: str) -> dict[str, Tensor]:
         """A batch on its device -> the model's input in training; ``draw`` names it, and decides its chances."""
 
@@ -47,6 +50,10 @@ class TextObjective:
         """Blocks -> (batch, block_size) int64 input_ids, and labels as `unpack` gives them."""
         ids, labels = unpack(np.stack([row[COLUMN] for row in rows]))
         return {"input_ids": ids, "labels": labels}
+
+    def count(self, batch: dict[str, Tensor]) -> tuple[int, Tensor]:
+        """Tokens, and those that are predicted: all but a block's first and the masked ones."""
+        return batch["input_ids"].numel(), batch["labels"][:, 1:].ne(IGNORED).sum()
 
     def train(self, batch: dict[str, Tensor], draw: str) -> dict[str, Tensor]:
         """Blocks as they are."""
@@ -85,8 +92,13 @@ class ImageObjective:
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Images -> (batch, C, H, W) uint8 pixel_values and (batch,) int64 labels."""
-        labels = torch.tensor([int(row["labels"]) for row in rows])
+        labels = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
         return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": labels}
+
+    def count(self, batch: dict[str, Tensor]) -> tuple[int, Tensor]:
+        """Images, each with one target."""
+        labels = batch["labels"]
+        return len(labels), torch.full((), len(labels), device=labels.device)
 
     def train(self, batch: dict[str, Tensor], draw: str) -> dict[str, Tensor]:
         """Augmented and normalized."""

@@ -19,7 +19,8 @@ from ..common.paths import sync_folder, write_json
 from .folder.failures import told
 from .folder.manifest import seal
 from .folder.resume import checkpoint_to_resume, require_same_data
-from .folder.run_folder import claim, identity, run_id, write_environment
+from .folder.run_folder import claim, write_environment
+from .keys.identity import identity, run_id
 from .image_task import ImageTask
 from .keys.image_arguments import ImageArguments
 from .keys.recipe import Recipe, resolved

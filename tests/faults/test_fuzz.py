@@ -20,7 +20,8 @@ from ibnorm_hf.training.folder.manifest import MANIFEST, newest_complete, verify
 from ibnorm_hf.training.folder.resume import require_same_recipe
 from ibnorm_hf.training.folder.run_folder import claim
 from ibnorm_hf.training.keys.arguments import DataArguments
-from ibnorm_hf.training.keys.recipe import _known_keys, load_recipe
+from ibnorm_hf.training.keys.reading import known_keys
+from ibnorm_hf.training.keys.recipe import load_recipe
 from ibnorm_hf.training.loop.callbacks import trim_log
 from ibnorm_hf.training.loop.sharded import load_full_model
 from ibnorm_hf.training.loop.trainer import _loading
@@ -103,7 +104,7 @@ def test_recipe_files(tmp_path: Path, content: bytes):
 
 
 @fuzz(60)
-@given(st.sampled_from(sorted(_known_keys())), trees)
+@given(st.sampled_from(sorted(known_keys(DataArguments))), trees)
 def test_recipe_values(tmp_path: Path, key: str, value: Any):
     path = tmp_path / "fuzz.yaml"
     path.write_bytes(yaml.safe_dump({**yaml.safe_load(TINY), key: value}).encode("utf-8", "surrogatepass"))

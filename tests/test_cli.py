@@ -46,7 +46,7 @@ def test_norms_lists_every_norm(capsys):
             "recipes/llama/tinny.yaml does not exist; did you mean recipes/llama/tiny.yaml?",
         ),
         (["recipes/llama/tiny.yaml", "--norm_typ", "dyt"], "unknown key 'norm_typ'; did you mean 'norm_type'?"),
-        (["recipes/llama/tiny.yaml", "--max_steps", "many"], "key max_steps: invalid int value: 'many'"),
+        (["recipes/llama/tiny.yaml", "--max_steps", "many"], "key max_steps: 'many' is not a whole number"),
         (["recipes/llama/tiny.yaml", "--corpus", "missing.txt", "--output_dir", "{tmp}/run"], "'missing.txt' does not"),
     ],
 )

@@ -20,8 +20,8 @@ from .folder.failures import told
 from .folder.manifest import seal
 from .folder.resume import checkpoint_to_resume, require_same_data
 from .folder.run_folder import claim, write_environment
-from .keys.identity import identity, run_id
 from .image_task import ImageTask
+from .keys.identity import identity, run_id
 from .keys.image_arguments import ImageArguments
 from .keys.recipe import Recipe, resolved
 from .loop.callbacks import CompressionShares, RunLog, StopOnSignal

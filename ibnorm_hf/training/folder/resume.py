@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
+from ..keys.identity import differences, identity, run_id
 from ..keys.recipe import Recipe, resolved
 from .manifest import checkpoints, newest_complete, verify
-from ..keys.identity import differences, identity, run_id
 
 
 def checkpoint_to_resume(recipe: Recipe, folder: Path, say: Any) -> tuple[Path, dict[str, Any]] | None:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from . import __version__
+
 if TYPE_CHECKING:
     from .training.job import Result
     from .training.keys.recipe import Recipe
@@ -35,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ibnorm-hf", description="IBNorm in Hugging Face models: train, measure, publish.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"ibnorm_hf {__version__}")
     jobs = parser.add_subparsers(required=True, metavar="JOB", title="jobs")
 
     for name, job, text in (
@@ -55,21 +58,30 @@ def _parser() -> argparse.ArgumentParser:
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.add_argument("--format", choices=("table", "markdown"), default="table", help="default: %(default)s")
     norms.set_defaults(job=list_norms)
+    keys = jobs.add_parser("keys", help="list the keys of a recipe: type, default, bound or free, meaning")
+    keys.add_argument("word", nargs="?", metavar="WORD", help="only keys whose name or meaning holds this word")
+    keys.set_defaults(job=list_keys)
     return parser
 
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Train a recipe, draw its loss curve, print the outcome."""
+    from .training.keys.launch import launch_over_devices
     from .training.keys.recipe import load_recipe
 
-    return _train(load_recipe(arguments.recipe, arguments.keys))
+    code = launch_over_devices("pretrain", arguments.recipe, arguments.keys)
+    return _train(load_recipe(arguments.recipe, arguments.keys)) if code is None else code
 
 
 def finetune(arguments: argparse.Namespace) -> int:
     """Train a recipe that starts from pretrained weights."""
     from .common.errors import UserError
+    from .training.keys.launch import launch_over_devices
     from .training.keys.recipe import load_recipe
 
+    code = launch_over_devices("finetune", arguments.recipe, arguments.keys)
+    if code is not None:
+        return code
     recipe = load_recipe(arguments.recipe, arguments.keys)
     if recipe.model.pretrained is None:
         raise UserError(f"{arguments.recipe}: key pretrained is missing: the folder, Hub name or GGUF to start from")
@@ -128,7 +140,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     from .training.job import prepare as prepare_recipe
     from .training.keys.recipe import load_recipe
 
-    data = prepare_recipe(load_recipe(arguments.recipe, arguments.keys))
+    # Text is prepared without an accelerator, however many there are.
+    data = prepare_recipe(load_recipe(arguments.recipe, [*arguments.keys, "--use_cpu", "true"]))
     print(f"{len(data.train):,} training and {len(data.validation):,} validation blocks in {data.folder}")
     return 0
 
@@ -250,6 +263,14 @@ def list_norms(arguments: argparse.Namespace) -> int:
     from .hub.norm_facts import norm_table
 
     print("\n".join(norm_table(arguments.format)))
+    return 0
+
+
+def list_keys(arguments: argparse.Namespace) -> int:
+    """Print what a recipe may say."""
+    from .training.keys.describe import key_lines
+
+    print("\n".join(key_lines(arguments.word)))
     return 0
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers.utils import logging as hf_logging
 
 from ..common.errors import UserError
@@ -54,9 +55,10 @@ def task_of(recipe: Recipe) -> TextTask | ImageTask:
 
 
 def print_plan(recipe: Recipe) -> None:
-    """The `--dry_run` of a recipe: no data, no weights, no file."""
+    """The `--dry_run` of a recipe, and the recipe as config.yaml would hold it: no data, no weights, no file."""
     for line in task_of(recipe).plan(dry=True):
         print(line)
+    print(f"recipe:\n{yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)}", end="")
 
 
 def pretrain(recipe: Recipe) -> Result:

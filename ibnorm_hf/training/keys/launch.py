@@ -8,10 +8,13 @@ what this package cannot vouch for is refused.
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import torch
 
 from ...common.errors import UserError
 from .arguments import RunArguments
-from .reading import Asked
+from .reading import Asked, read
 
 _ACCELERATE = "accelerate's settings"
 _OFF = ("", "no", "none", "false", "0", "auto")
@@ -84,3 +87,39 @@ def check_launch(run: RunArguments, command: str) -> None:
             f"{run.n_gpu} devices and one process: start a process a device, `accelerate launch --num_processes "
             f"{run.n_gpu} -m ibnorm_hf.cli pretrain {command}`, or show one device (CUDA_VISIBLE_DEVICES=0)"
         )
+
+
+def launch_over_devices(job: str, recipe: str | Path, words: list[str]) -> int | None:
+    """Start a process a device where nobody else has: several devices, and no launcher in sight.
+
+    Otherwise Trainer would put one process on all of them and multiply the batch behind the recipe's back.
+
+    Args:
+        job: the sub-command, and ``recipe`` and ``words`` what follows it.
+
+    Returns:
+        The exit code of the processes; None where this process is to do the work itself.
+
+    Raises:
+        UserError: as ``read`` does.
+    """
+    launched = any(name in os.environ for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"))
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if launched or count < 2 or _setting("ACCELERATE_USE_CPU") or read(recipe, words).values.get("use_cpu"):
+        return None
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(count)]
+    settings = ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the recipe decides
+    print(f"launch: {count} devices, a process each")
+    try:
+        launch_command(
+            launch_command_parser().parse_args(
+                [*options, *settings, "--module", "ibnorm_hf.cli", job, str(recipe), *words]
+            )
+        )
+    except ChildFailedError as error:  # the process has said why
+        code = int(error.get_first_failure()[1].exitcode)
+        return code if code > 0 else 128 - code
+    return 0

@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from recipes.benchmarks.stamp import stamped
+
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 RECIPE = f"""
 model_type: ibnorm_llama
@@ -241,6 +243,7 @@ def main() -> int:
     print(json.dumps({key: value for key, value in content.items() if key != "complaints"}))
     if words.json:
         words.json.parent.mkdir(parents=True, exist_ok=True)
+        content = stamped("recipes/benchmarks/results/kills.json", content)
         words.json.write_text(json.dumps(content, indent=2) + "\n")
     return 1 if tally.lost or tally.complaints else 0
 

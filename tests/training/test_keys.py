@@ -10,7 +10,7 @@ import yaml
 from transformers import TrainingArguments
 
 from ibnorm_hf.common.errors import UserError
-from ibnorm_hf.training.folder.run_folder import claim
+from ibnorm_hf.training.folder.run_folder import claim, write_environment
 from ibnorm_hf.training.keys.arguments import DataArguments, ModelArguments, RunArguments
 from ibnorm_hf.training.keys.identity import differences, identity, run_id
 from ibnorm_hf.training.keys.image_arguments import ImageArguments
@@ -318,3 +318,20 @@ def test_dots_end_no_name(tmp_path: Path):
         "runs/fine-qwen2.5-0.6b-seed42",
         "runs/fine-model.q8-seed42",
     }
+
+
+# ---- starts ----------------------------------------------------------------------------------------------
+
+
+def test_every_start_keeps_its_entry(tmp_path: Path, monkeypatch):
+    write_environment(tmp_path, seed=1, processes=1)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    write_environment(tmp_path, seed=1, processes=2)
+    write_environment(tmp_path, seed=1, processes=4)
+    content = json.loads((tmp_path / "environment.json").read_text())
+    starts = [*content.pop("earlier"), content]
+    assert [(entry["processes"], entry["strategy"]) for entry in starts] == [(1, "copy"), (2, "fsdp"), (4, "fsdp")]
+    assert all("torch" in entry["versions"] and "earlier" not in entry for entry in starts)
+    (tmp_path / "environment.json").write_text("{half")
+    write_environment(tmp_path, seed=1, processes=1)
+    assert json.loads((tmp_path / "environment.json").read_text())["processes"] == 1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ import yaml
 from ...common.errors import UserError
 from ...common.paths import write_atomic, write_json
 from ..keys.identity import differences, identity
+from ..keys.launch import strategy
 from ..keys.recipe import Recipe, resolved
 from .lock import FolderLock
 from .manifest import checkpoints, tidy
@@ -79,17 +81,28 @@ def _require_ours(recipe: Recipe, folder: Path) -> None:
 
 
 def write_environment(folder: Path, seed: int, processes: int) -> None:
-    """`environment.json`: versions, hardware, commit, seed, command. No environment variables, no secrets."""
+    """`environment.json`: versions, hardware, strategy, commit, seed, command. No environment variables, no secrets.
+
+    It describes the newest start; those before it, which a resumed run had, stand in ``earlier``, oldest first.
+    """
     names = ("ibnorm_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
     content = {
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
         "hardware": hardware(),
         "processes": processes,
+        "strategy": strategy(),
         "commit": _commit(),
         "seed": seed,
         "command": _without_secrets(sys.argv),
     }
-    write_json(folder / "environment.json", content)
+    path = folder / "environment.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        earlier = before.pop("earlier", [])
+        content["earlier"] = [*earlier, before]
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass  # the first start, or a file that nobody can read any more
+    write_json(path, content)
 
 
 def hardware() -> dict[str, Any]:

@@ -89,6 +89,11 @@ def check_launch(run: RunArguments, command: str) -> None:
         )
 
 
+def strategy() -> str:
+    """How accelerate spreads the model, by its own setting: fsdp, deepspeed, or copy (whole on every process)."""
+    return next((name for name in ("fsdp", "deepspeed") if _setting(f"ACCELERATE_USE_{name.upper()}")), "copy")
+
+
 def launch_over_devices(job: str, recipe: str | Path, words: list[str]) -> int | None:
     """Start a process a device where nobody else has: several devices, and no launcher in sight.
 

@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "recipes/benchmarks"
 PACKAGES = ("ibnorm_hf", "torch", "transformers", "accelerate", "datasets", "numpy")
+_CODE = (".py", ".yaml")
 KEYS = ("ibnorm_hf", "commit", "versions", "hardware", "command", "date", "code", "code_sha256")
 # Results file -> the code that it measures: files and folders, from the root of the repository.
 RESULTS: dict[str, tuple[str, ...]] = {
@@ -105,7 +106,7 @@ def code_sha256(places: tuple[str, ...] | list[str], root: Path | None = None) -
     root, checksum = root or ROOT, hashlib.sha256()
     for place in sorted(places):
         path = root / place
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".py", ".yaml")) if path.is_dir() else [path]
+        files = sorted(p for p in path.rglob("*") if p.suffix in _CODE) if path.is_dir() else [path]
         for file in (f for f in files if f.is_file()):
             checksum.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
     return checksum.hexdigest()
@@ -121,7 +122,8 @@ def age(result: str, root: Path = ROOT) -> str | None:
     if found["code_sha256"] == code_sha256(found["code"], root):
         return None
     known = str(found["commit"]).removesuffix("-dirty")
-    count = _git("rev-list", "--count", f"{known}..HEAD", "--", *found["code"], root=root)
+    files = [p if Path(p).suffix else f"{p}/*{suffix}" for p in found["code"] for suffix in _CODE]
+    count = _git("rev-list", "--count", f"{known}..HEAD", "--", *files, root=root)
     since = {None: "its commit is not in this history", "0": "changes that are not committed"}
     return f"older than its code: {since.get(count, f'{count} commits since changed it')}"
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .compression import Compression
-from .functional import _Compress
+from .functional import compress
 
 AREA = (0, 2, 3)
 Mean = Callable[[Tensor], Tensor]
@@ -56,6 +56,9 @@ def batch_ib_norm(
     The batch area is sourced (arXiv:2510.25262); g and the factor lambda outside it are reconstructed, as for tokens.
     Half precision is computed in float32. For backward, x, weight and three numbers a channel are kept.
     """
+    if torch.jit.is_tracing():  # a saved trace can hold no autograd Function
+        y, *statistics = _BatchIBNorm.forward(x, weight, bias, compression, lam, eps)
+        return y, BatchStatistics(*statistics)
     y, *statistics = _BatchIBNorm.apply(x, weight, bias, compression, lam, eps)
     return y, BatchStatistics(*statistics)
 
@@ -75,7 +78,7 @@ def batch_ib_norm_reference(
     """
     mean = mean or _mean
     mean_x = mean(x)
-    c = lam * _Compress.apply((x - column(mean_x)) / lam, compression)
+    c = lam * compress((x - column(mean_x)) / lam, compression)
     mean_c = mean(c)
     d = c - column(mean_c)
     var_c = mean(d * d)
@@ -99,7 +102,7 @@ def apply_running(
     """Inference: the same steps with constants in place of the batch's statistics."""
     x32 = at_least_float32(x)
     mean_x, mean_c, var_c = (t.to(x32.dtype) for t in running)
-    c = lam * _Compress.apply((x32 - column(mean_x)) / lam, compression)
+    c = lam * compress((x32 - column(mean_x)) / lam, compression)
     return F.batch_norm(c, mean_c, var_c, _as(weight, c), _as(bias, c), False, 0.0, eps).to(x.dtype)
 
 
@@ -120,6 +123,8 @@ def _as(parameter: Tensor | None, like: Tensor) -> Tensor | None:
 
 class _BatchIBNorm(torch.autograd.Function):
     """Saves x, weight and (C,) statistics; backward compresses again, and leaves standardization to torch's kernel."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -179,8 +184,16 @@ def _recomputed(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 def _differentiable(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, *_ = ctx.saved_tensors
-    y, _ = batch_ib_norm_reference(at_least_float32(x), weight, None, *ctx.options)
-    wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad, strict=False) if needed]
-    found = iter(torch.autograd.grad(y, wanted, dy.to(y.dtype), create_graph=True) if wanted else ())
-    dx, dweight = (next(found) if needed else None for needed in ctx.needs_input_grad[:2])
-    return dx, dweight, dy.sum(AREA).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+    inputs = [at_least_float32(x)] if weight is None else [at_least_float32(x), weight]
+
+    def normalize(x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return batch_ib_norm_reference(x, weight, None, *ctx.options)[0]
+
+    # By vjp, which unlike autograd.grad works inside of other transforms too.
+    dx, *rest = torch.func.vjp(normalize, *inputs)[1](dy.to(inputs[0].dtype))
+    dbias = dy.sum(AREA).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+    return (
+        dx.to(x.dtype) if ctx.needs_input_grad[0] else None,
+        rest[0] if ctx.needs_input_grad[1] else None,
+        dbias,
+    )

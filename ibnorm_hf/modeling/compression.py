@@ -30,7 +30,9 @@ class Compression:
 
 
 def _log(u: Tensor) -> Tensor:
-    return torch.copysign(torch.log1p(u.abs()), u)
+    # sign(u) ln(1 + |u|), written so that its own derivative is right at 0 and that ONNX has every operation.
+    a = u.abs().clamp(min=torch.finfo(u.dtype).tiny)
+    return u * (torch.log1p(a) / a)
 
 
 def _dlog(u: Tensor, s: Tensor) -> Tensor:

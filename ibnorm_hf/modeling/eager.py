@@ -13,14 +13,14 @@ from .compression import Compression
 class Kernels(NamedTuple):
     """One way to compute IBNorm; every backend has the signatures of ``forward`` and ``backward`` below."""
 
-    forward: Callable[..., tuple[Tensor, ...]]
+    forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
 
 
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float, order: str
-) -> tuple[Tensor, ...]:
-    """(y, *statistics): y of x's shape and dtype; each statistic (..., 1) in float32, or float64 for float64 x.
+) -> tuple[Tensor, Tensor]:
+    """(y, statistics): y of x's shape and dtype; statistics (3 or 2, ..., 1) in float32, or float64 for float64 x.
 
     Compress-first keeps mean(x), mean(c) and 1/std(c); standardize-first keeps mean(x) and 1/std(x).
     """
@@ -30,23 +30,23 @@ def forward(
         c = lam * compression.g((x32 - mean_x) / lam)
         mean_c, rstd = _moments(c, eps)
         z = (c - mean_c) * rstd
-        statistics: tuple[Tensor, ...] = (mean_x, mean_c, rstd)
+        statistics = torch.stack((mean_x, mean_c, rstd))
     else:
         mean_x, rstd = _moments(x32, eps)
         z = lam * compression.g((x32 - mean_x) * rstd / lam)
-        statistics = (mean_x, rstd)
+        statistics = torch.stack((mean_x, rstd))
     if weight is not None:
         z = z * weight
     if bias is not None:
         z = z + bias
-    return z.to(x.dtype), *statistics
+    return z.to(x.dtype), statistics
 
 
 def backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    statistics: tuple[Tensor, ...],
+    statistics: Tensor,
     compression: Compression,
     lam: float,
     order: str,
@@ -57,7 +57,7 @@ def backward(
     dz = dy32 if weight is None else dy32 * weight
     dx = None
     if order == "compress-first":
-        mean_x, mean_c, rstd = statistics
+        mean_x, mean_c, rstd = statistics.unbind()
         u = (x32 - mean_x) / lam
         s = compression.g(u)
         out = (lam * s - mean_c) * rstd
@@ -66,7 +66,7 @@ def backward(
             dd = compression.dg(u, s) * dc
             dx = (dd - dd.mean(-1, keepdim=True)).to(x.dtype)
     else:
-        mean_x, rstd = statistics
+        mean_x, rstd = statistics.unbind()
         h = (x32 - mean_x) * rstd
         u = h / lam
         s = compression.g(u)
@@ -80,7 +80,7 @@ def backward(
 
 def _sum_of_rows(t: Tensor) -> Tensor:
     # Not flattened first: a tensor sharded unevenly over its leading dimension cannot be.
-    return t.sum(tuple(range(t.dim() - 1))) if t.dim() > 1 else t
+    return t.sum(tuple(range(t.dim() - 1))) if t.dim() > 1 else t.clone()
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

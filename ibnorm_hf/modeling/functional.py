@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ib_norm``: the readable reference, and the default path that saves only x and three scalars a row."""
 
-import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .compression import Compression, canonical_name, get_compression, unknown_name
+from .dispatch import BACKEND, check_backend, is_plain, plain_kernels, recorded, why_no_operator
 from .eager import EAGER, Kernels
-from .fused_cpu import FUSED_CPU, log_once, supports
+from .fused_cpu import log_once
+from .ops import OPS
 
 NORM_ORDERS = ("compress-first", "standardize-first")
-BACKENDS = ("reference", "eager", "compiled", "triton")
 
 
 def check_lambda(norm_lambda: float) -> float:
@@ -34,19 +34,6 @@ def check_order(norm_order: str) -> str:
     if order not in NORM_ORDERS:
         raise unknown_name("norm_order", norm_order, NORM_ORDERS)
     return order
-
-
-def check_backend(backend: str | None) -> str | None:
-    """Return the canonical name of a backend, None for None; ValueError for an unknown one."""
-    if backend is None:
-        return None
-    name = canonical_name(backend)
-    if name not in BACKENDS:
-        raise unknown_name("backend", backend, BACKENDS)
-    return name
-
-
-_BACKEND = check_backend(os.environ.get("IBNORM_BACKEND") or None)
 
 
 def ib_norm(
@@ -99,8 +86,11 @@ def apply_ib_norm(
     backend: str | None = None,
 ) -> Tensor:
     """``ib_norm`` with its arguments already checked: what the modules call at every step."""
-    if (backend or _BACKEND) == "reference":
+    if (backend or BACKEND) == "reference":
         return _reference(x, weight, bias, compression, lam, eps, order)
+    if torch.jit.is_tracing():  # a saved trace can hold no autograd Function
+        _check_affine(x, weight, bias)
+        return EAGER.forward(x, weight, bias, compression, lam, eps, order)[0]
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _IBNorm.apply(x, weight, bias, compression, lam, eps, order, backend)[0]
     return _DirectIBNorm.apply(x, weight, bias, compression, lam, eps, order, backend)
@@ -127,9 +117,9 @@ def _reference(
 ) -> Tensor:
     if order == "compress-first":
         d = x - x.mean(-1, keepdim=True)
-        z = _standardize(lam * _Compress.apply(d / lam, compression), eps)
+        z = _standardize(lam * compress(d / lam, compression), eps)
     else:
-        z = lam * _Compress.apply(_standardize(x, eps) / lam, compression)
+        z = lam * compress(_standardize(x, eps) / lam, compression)
     if weight is not None:
         z = z * weight
     return z if bias is None else z + bias
@@ -138,6 +128,14 @@ def _reference(
 def _standardize(x: Tensor, eps: float) -> Tensor:
     d = x - x.mean(-1, keepdim=True)
     return d / torch.sqrt((d * d).mean(-1, keepdim=True) + eps)
+
+
+def compress(u: Tensor, compression: Compression) -> Tensor:
+    """g(u), elementwise, with its true derivative."""
+    if torch.jit.is_tracing():  # a saved trace can hold no autograd Function
+        return compression.g(u)
+    out: Tensor = _Compress.apply(u, compression)
+    return out
 
 
 class _Compress(torch.autograd.Function):
@@ -184,21 +182,20 @@ class _IBNorm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, bias, *ctx.options = inputs
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (weight, bias))
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, *output[1:])
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, output[1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        x, weight, *saved = ctx.saved_tensors
-        statistics: tuple[Tensor, ...] = tuple(saved)
+        x, weight, statistics = ctx.saved_tensors
         compression, lam, eps, order, backend = ctx.options
         kernels = _kernels(x, compression, order, backend, weight, dy)
         # Gradients are recorded inside a backward only for create_graph=True. Saved statistics are constants, and a
         # second derivative needs them as functions of x. A traced backward is never differentiated.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             kernels = EAGER
-            compression = replace(compression, g=partial(_Compress.apply, compression=compression))
-            statistics = EAGER.forward(x, None, None, compression, lam, eps, order)[1:]
+            compression = replace(compression, g=partial(compress, compression=compression))
+            statistics = EAGER.forward(x, None, None, compression, lam, eps, order)[1]
         wanted = ctx.needs_input_grad[:3]
         dx, *sums = kernels.backward(dy, x, weight, statistics, compression, lam, order, wanted)
         dweight, dbias = (s if s is None else s.to(t) for s, t in zip(sums, ctx.dtypes, strict=True))
@@ -221,60 +218,25 @@ class _DirectIBNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
-        y, *statistics = _IBNorm.forward(x, weight, bias, *options)
+        y, statistics = _IBNorm.forward(x, weight, bias, *options)
         ctx.options = options
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (weight, bias))
-        ctx.save_for_backward(x, weight, *statistics)
+        ctx.save_for_backward(x, weight, statistics)
         return y
 
     backward = staticmethod(_IBNorm.backward)
 
 
 def _kernels(x: Tensor, compression: Compression, order: str, backend: str | None, *others: Tensor | None) -> Kernels:
-    """What runs: the fastest that can take x, unless one is asked for; ``others`` are read beside it."""
+    """What runs: a kernel by address, the operator that holds it where operators are recorded, or plain torch."""
     if torch.compiler.is_compiling():
-        return EAGER  # inductor fuses the plain operations with their neighbours
-    backend = backend or _BACKEND
-    if not all(map(_is_plain, (x, *others))):
+        return OPS if recorded(x, compression, order, backend) else EAGER
+    if is_plain(x, *others):
+        return plain_kernels(x, compression, order, backend, *others)
+    if not recorded(x, compression, order, backend):
         return EAGER
-    for t in (x, *others):
-        _check_memory(t)
-    if backend == "eager":
-        return EAGER
-    if backend in (None, "compiled") and supports(x, compression, order):
-        return FUSED_CPU
-    if backend == "triton" or (backend is None and x.is_cuda):
-        from .fused_triton import FUSED_TRITON, why_not
-
-        reason = why_not(x, compression)
-        if reason is None:
-            return FUSED_TRITON
-        log_once(f"IBNorm's Triton kernel is not used, the slower torch path runs instead: {reason}")
+    reason = why_no_operator(x, *others)
+    if reason is None:
+        return OPS
+    log_once(f"IBNorm runs in plain torch here, several times slower than its kernel: {reason}.")
     return EAGER
-
-
-def _is_plain(t: Tensor | None) -> bool:
-    """Whether a kernel may read t by its address: not a subclass, nor under a transform, a mode or a trace."""
-    return t is None or (
-        type(t) in (Tensor, torch.nn.Parameter)
-        and t.layout is torch.strided
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        and not torch._C._functorch.is_legacy_batchedtensor(t)
-        and not t._is_zerotensor()  # no memory at all: what autograd passes where a gradient is known to be zero
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch.jit.is_tracing()
-    )
-
-
-def _check_memory(t: Tensor | None) -> None:
-    """ValueError where t's storage is too small for it: at such an address a kernel, or torch, would crash."""
-    if t is None or not t.numel():
-        return
-    count = t.numel()
-    if not t.is_contiguous():
-        count = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    if t.untyped_storage().nbytes() < (t.storage_offset() + count) * t.element_size():
-        raise ValueError(
-            f"a tensor of shape {tuple(t.shape)} that the norm reads has no memory behind it: its storage was freed, "
-            "as sharded training does between uses; use the norm inside the module that gathers its parameters."
-        )

@@ -50,29 +50,34 @@ def supports(x: Tensor, compression: Compression, order: str) -> bool:
     )
 
 
+def has_library(name: str, order: str) -> bool:
+    """Whether the library of a compression and order is, or now could be, built."""
+    return _library(name, order) is not None
+
+
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float, order: str
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor]:
     """As ``eager.forward``."""
     rows = _rows(x)
     # Every allocation states dtype and device: those of the process (set_default_dtype, torch.device) are not x's.
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     count = 3 if order == "compress-first" else 2
-    statistics = [torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device) for _ in range(count)]
+    statistics = torch.empty((count, *x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     if bias is not None and weight is None:
         weight = torch.ones_like(bias)
     weight, bias = _float32(weight), _float32(bias)
     call = getattr(_library(compression.name, order), f"forward_{_TYPES[x.dtype]}")
-    pointers = (rows, weight, bias, y, *statistics, *[None] * (3 - count))
+    pointers = (rows, weight, bias, y, statistics)
     call(*map(_pointer, pointers), ctypes.byref(_shape(rows, 0, lam, eps)))
-    return y, *statistics
+    return y, statistics
 
 
 def backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    statistics: tuple[Tensor, ...],
+    statistics: Tensor,
     compression: Compression,
     lam: float,
     order: str,
@@ -86,7 +91,7 @@ def backward(
     partial = torch.zeros(2, shape.threads, x.shape[-1], dtype=torch.float32, device=x.device)
     sums = [part if want else None for part, want in zip(partial, wanted[1:], strict=True)]
     call = getattr(_library(compression.name, order), f"backward_{_TYPES[x.dtype]}")
-    pointers = (dy_rows, rows, weight, *statistics, *[None] * (3 - len(statistics)), dx, *sums)
+    pointers = (dy_rows, rows, weight, statistics.contiguous(), dx, *sums)
     call(*map(_pointer, pointers), ctypes.byref(shape))
     dweight, dbias = (None if s is None else s.sum(0) for s in sums)
     return dx, dweight, dbias
@@ -128,7 +133,7 @@ def _library(name: str, order: str) -> ctypes.CDLL | None:
     if not_kept:
         log_once(f"IBNorm's CPU kernel is built anew in every process: {not_kept}")
     for dtype in _TYPES.values():
-        for direction, count in (("forward", 7), ("backward", 9)):
+        for direction, count in (("forward", 5), ("backward", 7)):
             function = getattr(library, f"{direction}_{dtype}", None)
             if function is not None:
                 function.argtypes = [ctypes.c_void_p] * (count + 1)

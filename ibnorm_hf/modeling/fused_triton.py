@@ -39,15 +39,13 @@ def why_not(x: Tensor, compression: Compression) -> str | None:
 
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, compression: Compression, lam: float, eps: float, order: str
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor]:
     """As ``eager.forward``."""
     rows = _rows(x)
     count, width = rows.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     compress_first = order == "compress-first"
-    statistics = [
-        torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device) for _ in range(3 if compress_first else 2)
-    ]
+    statistics = torch.empty((3 if compress_first else 2, *x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     if count:
         with _on_device(x):
             _forward_kernel[(count,)](
@@ -67,14 +65,14 @@ def forward(
                 HAS_BIAS=bias is not None,
                 **_launch(width),
             )
-    return y, *statistics
+    return y, statistics
 
 
 def backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    statistics: tuple[Tensor, ...],
+    statistics: Tensor,
     compression: Compression,
     lam: float,
     order: str,

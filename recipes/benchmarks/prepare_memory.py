@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stamp import stamped
 
 RECIPE = """
 model_type: ibnorm_llama
@@ -134,8 +133,7 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        content = stamped("recipes/benchmarks/results/prepare.json", result)
-        given.json.write_text(json.dumps(content, indent=2) + "\n")
+        given.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def memory(samples: list[tuple[float, int, int]], tokens: int) -> dict[str, Any]:

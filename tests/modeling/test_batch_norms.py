@@ -321,3 +321,16 @@ def test_errors_say_what_to_do(name, options, message):
     with pytest.raises(ValueError) as error:
         create_norm(name, 8, **options)
     assert message in str(error.value)
+
+
+def test_an_ensemble_of_batches():
+    x = torch.stack([images((2, 4, 3, 3), torch.float64, seed=s) for s in range(3)])
+    weight, bias = affine(4, torch.float64)
+
+    def norm(t):
+        return batch_ib_norm(t, weight, bias, get_compression("ibnorm-t"), 1.7, 1e-5)[0]
+
+    torch.testing.assert_close(torch.vmap(norm)(x), torch.stack([norm(t) for t in x]))
+    (dx,) = torch.func.vjp(torch.vmap(norm), x)[1](x.square())
+    expected = [torch.func.vjp(norm, t)[1](t.square())[0] for t in x]
+    torch.testing.assert_close(dx, torch.stack(expected))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ibnorm_hf import ib_norm
-from ibnorm_hf.modeling import functional
+from ibnorm_hf.modeling import dispatch, functional
 
 from .checks import DEFAULTS, LAYOUTS, ORDERS, VARIANTS, assert_matches_reference, make_input
 
@@ -54,7 +54,7 @@ def test_interpreted_kernels_match_reference():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_asked_for_where_it_cannot_run_it_says_so_once_and_falls_back(monkeypatch):
     lines = []
-    monkeypatch.setattr(functional, "log_once", lines.append)
+    monkeypatch.setattr(dispatch, "log_once", lines.append)
     x = make_input(5, 24, torch.float32)
     assert torch.equal(ib_norm(x, backend="triton"), ib_norm(x, backend="eager"))
     assert lines and all("the tensor is not on a CUDA device" in line for line in lines)

@@ -8,6 +8,7 @@ import math
 import signal
 import statistics
 import sys
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ...common.paths import write_atomic
 from ...modeling.batch_norms import IBBatchNorm2d
 from ...modeling.norms import IBNorm
 from ...modeling.recognize import iter_norms
-from .anneal import to_compress
+from .anneal import AnnealLambda, to_compress
 
 
 class CompressionShares:
@@ -59,71 +60,77 @@ class CompressionShares:
 class RunLog(TrainerCallback):
     """Write ``metrics.jsonl`` and sober lines (a bar on a terminal); main process only.
 
-    Tokens (or images), targets and the digest of the samples are those that arrived; speed is theirs over the time from
-    step end to step end without validation and saving, and ``data_wait`` the share of it spent waiting for data.
+    Seconds count training alone: validation and saving are left out of tokens/s.
     """
 
-    def __init__(self, path: Path, trainer: Any, *, shares: CompressionShares | None) -> None:
-        self.path, self.trainer, self.shares = path, trainer, shares
-        self.units = 0  # that had arrived when the clock was read
+    def __init__(
+        self,
+        path: Path,
+        *,
+        tokens_per_step: int,
+        order: Any,
+        shares: CompressionShares | None,
+        anneal: AnnealLambda | None = None,
+    ) -> None:
+        self.path, self.tokens_per_step, self.order = path, tokens_per_step, order
+        self.shares, self.anneal = shares, anneal
+        self.seconds = self.begun = 0.0
+        self.steps = self.last_step = 0
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A resumed state brings the intervals of its checkpoint: those of this command count.
         state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
-            trim_log(self.path, state.global_step)
-            self.units = self.trainer.arrivals.units
+            self.last_step = trim_log(self.path, state.global_step)
             # On a terminal only: in a file, a bar would be thousands of lines.
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=not sys.stdout.isatty())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = time.perf_counter()
         if self.shares is not None:
             self.shares.active = (state.global_step + 1) % max(1, int(state.logging_steps)) == 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds += time.perf_counter() - self.begun
+        self.steps += 1
         if self.bar is not None:
             self.bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        objective = self.trainer.objective
         if "eval_loss" in logs:
             line = {"step": state.global_step, "eval_loss": logs["eval_loss"]}
+            line["eval_perplexity"] = logs["eval_perplexity"]
             text = f"step {state.global_step}  validation loss {line['eval_loss']:.4f}"
-            for name, style in objective.shown.items():
-                line[f"eval_{name}"] = value = logs[f"eval_{name}"]
-                text += "" if value is None else f"  {name} {value:{style}}"
+            text += f"  perplexity {line['eval_perplexity']:.2f}"
         elif "loss" in logs:
             line = self._training_line(state, logs)
             text = f"step {line['step']}/{state.max_steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}"
-            text += f"  {line[f'{objective.unit}_per_s']:,.0f} {objective.unit}/s"
+            text += f"  {line['tokens_per_s']:,.0f} tokens/s"
         else:
             return
         with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line, allow_nan=False) + "\n")
+            handle.write(json.dumps(line) + "\n")
         self._say(text)
 
     def _training_line(self, state: Any, logs: dict[str, float]) -> dict[str, Any]:
-        unit, arrivals = self.trainer.objective.unit, self.trainer.arrivals
-        seconds, waiting = self.trainer.clock.read()
+        step = state.global_step
         line: dict[str, Any] = {
-            "step": state.global_step,
+            "step": step,
             "loss": logs["loss"],
             "lr": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
-            unit: arrivals.units,
-            "targets": arrivals.targets,
-            f"{unit}_per_s": round((arrivals.units - self.units) / seconds, 1) if seconds else 0.0,
-            "data_wait": round(waiting, 4),
-            "samples_sha256": arrivals.digest(),
+            "tokens": step * self.tokens_per_step,
+            "tokens_per_s": round(self.steps * self.tokens_per_step / self.seconds, 1) if self.seconds else 0.0,
+            "samples_sha256": self.order.ids_sha256(self.last_step + 1, step),
         }
-        self.units = arrivals.units
-        if self.trainer.anneal is not None:
-            line["norm_lambda"] = self.trainer.anneal.norm_lambda
+        if self.anneal is not None:
+            line["norm_lambda"] = self.anneal.norm_lambda
         if self.shares is not None and (shares := self.shares.read()):
             line["share_over_lambda"] = {name: round(share, 6) for name, share in shares.items()}
+        self.seconds, self.steps, self.last_step = 0.0, 0, step
         return line
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -137,25 +144,30 @@ class RunLog(TrainerCallback):
             print(text, flush=True)
 
 
-def trim_log(path: Path, step: int) -> None:
-    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again."""
+def trim_log(path: Path, step: int) -> int:
+    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again.
+
+    Returns the step of the last training line kept, 0 without one.
+    """
     if not path.is_file():
-        return
-    kept = []
+        return 0
+    kept, last = [], 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(text)["step"] <= step:
+            line = json.loads(text)
+            if line["step"] <= step:
                 kept.append(text)
+                last = line["step"] if "loss" in line else last
         except (ValueError, KeyError, TypeError):
             continue
     write_atomic(path, "".join(f"{text}\n" for text in kept))
+    return last
 
 
 class StopOnSignal(TrainerCallback):
     """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second signal stops at once.
 
-    With several processes the decision is shared, as all must save the same step: at every step on CPUs, and where
-    sharing would make the host wait for its device, at the steps that are logged or saved.
+    With several processes the decision is shared at every step, as all must save the same step.
     """
 
     def __init__(self) -> None:
@@ -183,8 +195,6 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         wanted = self.received is not None
         if args.world_size > 1:
-            if args.device.type != "cpu" and not (control.should_log or control.should_save or control.should_evaluate):
-                return control
             flag = torch.tensor(float(wanted), device=args.device)
             torch.distributed.all_reduce(flag)
             wanted = bool(flag.item())
@@ -196,12 +206,11 @@ class StopOnSignal(TrainerCallback):
 
 
 class GradientGuard:
-    """Judge the norm of every step's gradient, over all processes and before clipping.
+    """Judge the norm of every step's gradient, over all processes and before clipping, ahead of the update.
 
     A norm that is no number always ends the run. So does one ``factor`` times the median of the last 64 steps,
     which clipping would turn into an update in the direction of one bad step; None switches this off. The norms are
-    kept in checkpoints, so that a resumed run judges as an uninterrupted one does. Norms are judged when the host waits
-    for its device anyhow, at the latest before anything is validated or saved: none that is bad reaches a checkpoint.
+    kept in checkpoints, so that a resumed run judges as an uninterrupted one does.
     """
 
     window, least = 64, 16
@@ -211,7 +220,7 @@ class GradientGuard:
         self.norms: deque[float] = deque(maxlen=self.window)
 
     def check(self, norm: float, step: int) -> None:
-        """Raise UserError if the run must stop at step ``step``."""
+        """Raise UserError if the run must stop before step ``step`` reaches the weights."""
         if not math.isfinite(norm):
             raise diverged("gradient", step, self.order)
         if self.factor is not None and len(self.norms) >= self.least:
@@ -236,14 +245,5 @@ def diverged(what: str, step: int, order: Any) -> UserError:
     return UserError(
         f"the {what} became nan or infinite at step {step} ({_blocks(order, step)}); earlier checkpoints are good: "
         "lower learning_rate, or lengthen warmup_steps, and start again",
-        exit_code=1,
-    )
-
-
-def diverged_validation(loss: float, step: int) -> UserError:
-    """The error of a run whose validation is no longer a number."""
-    return UserError(
-        f"the validation loss after step {step} is {loss}, no number: the weights have diverged; earlier checkpoints "
-        "are good: lower learning_rate, or lengthen warmup_steps, and start again",
         exit_code=1,
     )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Norms over the batch area of ``nn.BatchNorm2d``: N, H and W of each channel, with running statistics."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from .batch_functional import (
     AREA,
@@ -12,14 +13,13 @@ from .batch_functional import (
     apply_running,
     at_least_float32,
     batch_ib_norm,
+    batch_ib_norm_reference,
     column,
     recomputing,
     require_images,
     require_several,
 )
-from .compression import get_compression
-from .functional import check_lambda
-from .norms import newton_exponent, yeo_johnson
+from .norms import Compressing, newton_exponent, yeo_johnson
 from .specs import NormSpec, register_norm, register_over_batch
 
 
@@ -73,6 +73,17 @@ class BatchAreaNorm(nn.Module):
         """Whether the next forward takes its statistics from its own batch."""
         return self.training or not self.track_running_stats
 
+    def reset_parameters(self) -> None:
+        """Give every parameter and running statistic its start value, by functions that leave alone what was loaded."""
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+        if self.num_batches_tracked is not None:
+            init.zeros_(self.num_batches_tracked)
+            for name, start in self.initial_statistics.items():
+                init.constant_(getattr(self, name), start)
+
     def reset_running_stats(self) -> None:
         """Forget all batches."""
         if self.num_batches_tracked is not None:
@@ -100,7 +111,7 @@ class BatchAreaNorm(nn.Module):
         )
 
 
-class IBBatchNorm2d(BatchAreaNorm):
+class IBBatchNorm2d(Compressing, BatchAreaNorm):
     """IBNorm in place of ``nn.BatchNorm2d``: compress toward each channel's batch mean, standardize, affine.
 
     The batch area, and running statistics of x's mean and of c's mean and variance, are sourced (arXiv:2510.25262);
@@ -117,6 +128,7 @@ class IBBatchNorm2d(BatchAreaNorm):
         norm_type: ``ibnorm-l``, ``ibnorm-t``, ``ibnorm-s``, ``ibnorm-sqrt`` or a registered compression.
         norm_lambda: where compression sets in, in units of the input; None takes the variant's default.
         norm_bias: learn a bias beside the weight.
+        norm_lambda_learned: learn lambda; see ``IBNorm``.
 
     Raises:
         ValueError: a name is unknown, or norm_lambda is not a finite number above 0.
@@ -138,18 +150,18 @@ class IBBatchNorm2d(BatchAreaNorm):
         norm_type: str = "ibnorm-l",
         norm_lambda: float | None = None,
         norm_bias: bool = True,
+        norm_lambda_learned: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, norm_bias=norm_bias, device=device, dtype=dtype
         )
-        self.compression = get_compression(norm_type)
-        self.norm_lambda = self.compression.default_lambda if norm_lambda is None else check_lambda(norm_lambda)
+        self._set_compression(norm_type, norm_lambda, norm_lambda_learned, device, dtype)
 
-    @property
-    def norm_type(self) -> str:
-        return self.compression.name
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._reset_lambda()
 
     def forward(self, x: Tensor) -> Tensor:
         require_images(x, self.num_features)
@@ -160,14 +172,19 @@ class IBBatchNorm2d(BatchAreaNorm):
         assert self.running_mean is not None
         assert self.running_compressed_mean is not None and self.running_compressed_var is not None
         running = BatchStatistics(self.running_mean, self.running_compressed_mean, self.running_compressed_var)
-        return apply_running(x, self.weight, self.bias, running, self.compression, self.norm_lambda, self.eps)
+        lam: Any = self._norm_lambda if self.log_lambda is None else self.lambda_(x)
+        return apply_running(x, self.weight, self.bias, running, self.compression, lam, self.eps)
 
     def _normalize_batch(self, x: Tensor) -> tuple[Tensor, BatchStatistics]:
         require_several(x.numel() // self.num_features, x)
-        return batch_ib_norm(x, self.weight, self.bias, self.compression, self.norm_lambda, self.eps)
+        if self.log_lambda is None:
+            return batch_ib_norm(x, self.weight, self.bias, self.compression, self._norm_lambda, self.eps)
+        x32, lam = at_least_float32(x), cast(float, self.lambda_(x))  # a tensor is a number to the reference
+        y, statistics = batch_ib_norm_reference(x32, self.weight, self.bias, self.compression, lam, self.eps)
+        return y.to(x.dtype), statistics
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.norm_type}, lambda={self.norm_lambda:g}"
+        return f"{super().extra_repr()}, {self.norm_type}, {self._lambda_repr()}"
 
 
 class NormalBatchNorm2d(BatchAreaNorm):

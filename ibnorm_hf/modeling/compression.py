@@ -64,6 +64,14 @@ def _dsqrt(u: Tensor, s: Tensor) -> Tensor:
     return torch.rsqrt(1 + u.abs())
 
 
+def _clip(u: Tensor) -> Tensor:
+    return u.clamp(-1, 1)
+
+
+def _dclip(u: Tensor, s: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.sign(1 - u.abs()))  # 1, then 0; the mean of both where they meet
+
+
 _REGISTRY: dict[str, Compression] = {
     entry.name: entry
     for entry in (
@@ -85,6 +93,9 @@ _REGISTRY: dict[str, Compression] = {
             3.0,
             "2 sign(u) (sqrt(1 + |u|) - 1)",
             "low confidence: another reading of IBNorm-S",
+        ),
+        Compression(
+            "ibnorm-clip", _clip, _dclip, 4.0, "max(-1, min(1, u))", "ours: bounded as hard as can be, no slope outside"
         ),
     )
 }

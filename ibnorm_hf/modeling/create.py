@@ -10,10 +10,13 @@ from torch import nn
 from .batch_norms import BatchAreaNorm
 from .compression import canonical_name, get_compression, list_compressions, unknown_name
 from .functional import NORM_ORDERS, check_lambda, check_order
-from .rivals import DynamicTanh as _  # noqa: F401 (importing the file enters its norms in the registry)
+from .norms import ScaledLayerNorm
+from .rivals import DynamicTanh as DynamicTanh  # importing the file enters its norms in the registry
+from .sites import Site
 from .specs import AREAS, SPECS, NormSpec
 
-_UNSET = {"norm_lambda": None, "norm_order": NORM_ORDERS[0]}
+_UNSET: dict[str, Any] = {"norm_lambda": None, "norm_order": NORM_ORDERS[0], "norm_lambda_learned": False}
+DEPTH_SCALES = ("sqrt",)
 
 
 def list_norms(area: str = "token") -> list[str]:
@@ -55,7 +58,7 @@ def spec_of(module: nn.Module) -> NormSpec | None:
 
 def norm_classes() -> set[type[nn.Module]]:
     """Every class of the registry, over every area."""
-    return {cls for spec in SPECS.values() for cls in spec.classes.values()}
+    return {ScaledLayerNorm, *(cls for spec in SPECS.values() for cls in spec.classes.values())}
 
 
 def check_area(area: str) -> str:
@@ -76,7 +79,14 @@ def check_norm_type(norm_type: str, area: str = "token") -> str:
     return name
 
 
-def check_norm_flags(norm_type: str, norm_lambda: float | None, norm_order: str, area: str = "token") -> None:
+def check_norm_flags(
+    norm_type: str,
+    norm_lambda: float | None,
+    norm_order: str,
+    area: str = "token",
+    norm_lambda_learned: bool = False,
+    norm_depth_scale: str | None = None,
+) -> None:
     """ValueError where a flag is outside its domain or would be ignored by this norm_type."""
     spec = get_spec(check_norm_type(norm_type, area))
     if norm_lambda is not None:
@@ -84,7 +94,17 @@ def check_norm_flags(norm_type: str, norm_lambda: float | None, norm_order: str,
     order = check_order(norm_order)
     if area == "batch" and order != NORM_ORDERS[0] and "norm_order" in spec.options:
         raise ValueError(f"norm_order={order} is for the features of a token; over a batch there is only one order.")
-    for flag, value in (("norm_lambda", norm_lambda), ("norm_order", order)):
+    if norm_depth_scale is not None and norm_depth_scale not in DEPTH_SCALES:
+        raise unknown_name("norm_depth_scale", norm_depth_scale, DEPTH_SCALES)
+    if norm_depth_scale is not None and area != "token":
+        raise ValueError(
+            f"norm_depth_scale={norm_depth_scale} is for norms in front of attention and MLP, not over a batch."
+        )
+    for flag, value in (
+        ("norm_lambda", norm_lambda),
+        ("norm_order", order),
+        ("norm_lambda_learned", norm_lambda_learned),
+    ):
         if value != _UNSET[flag] and flag not in spec.options:
             raise ValueError(
                 f"{flag}={value} has no meaning for '{spec.name}', which compresses nothing; leave it unset."
@@ -100,6 +120,9 @@ def create_norm(
     norm_order: str = "compress-first",
     norm_affine: bool = True,
     norm_bias: bool = True,
+    norm_lambda_learned: bool = False,
+    norm_depth_scale: str | None = None,
+    site: Site | None = None,
     area: str = "token",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -112,6 +135,10 @@ def create_norm(
         eps: added to the variance (``dyt`` has no use for it).
         norm_lambda, norm_order: IBNorm's; see ``IBNorm``.
         norm_affine, norm_bias: learn a weight, and a bias beside it.
+        norm_lambda_learned: learn lambda, one a norm, from the value it would else keep. IBNorm only.
+        norm_depth_scale: ``sqrt`` divides the output by the square root of the site's layer, in front of attention and
+            MLP (LayerNorm scaling, arXiv:2502.05795); any norm over the features of a token.
+        site: where the norm will stand, for these two and for norms whose start values are published by site.
         area: which elements share statistics: ``token``, the last dimension; ``batch``, N, H and W of each channel of
             (N, C, H, W), as in BatchNorm2d; ``channel``, the channels of each pixel of (N, C, H, W). Norms that are
             not defined over a batch (``layernorm``, ``rmsnorm``, ``dyt``) take the channels there.
@@ -120,12 +147,20 @@ def create_norm(
         ValueError: an unknown name, or a flag outside its domain or without meaning for this norm.
     """
     area = check_area(area)
-    check_norm_flags(name, norm_lambda, norm_order, area)
-    spec = get_spec(name)
-    flags = {"norm_lambda": norm_lambda, "norm_order": norm_order}
-    options = {flag: value for flag, value in flags.items() if flag in spec.options and value != _UNSET[flag]}
-    options |= spec.arguments | {"device": device, "dtype": dtype}
-    return _construct(spec.classes[area], width, eps, norm_affine, norm_bias, options)
+    check_norm_flags(name, norm_lambda, norm_order, area, norm_lambda_learned, norm_depth_scale)
+    spec, site = get_spec(name), site or Site(width=width)
+    flags = {"norm_lambda": norm_lambda, "norm_order": norm_order, "norm_lambda_learned": norm_lambda_learned}
+    options: dict[str, Any] = {
+        flag: value for flag, value in flags.items() if flag in spec.options and value != _UNSET[flag]
+    }
+    options.update(spec.arguments, device=device, dtype=dtype, **(spec.start_at(site) if spec.start_at else {}))
+    cls, scaled = spec.classes[area], norm_depth_scale is not None and site.kind in ("attention", "mlp")
+    norm = _construct(
+        ScaledLayerNorm if scaled and cls is nn.LayerNorm else cls, width, eps, norm_affine, norm_bias, options
+    )
+    if scaled:
+        norm.output_scale = site.layer**-0.5  # type: ignore[assignment]
+    return norm
 
 
 def _construct(cls: Any, width: int, eps: float, affine: bool, bias: bool, options: dict[str, Any]) -> nn.Module:

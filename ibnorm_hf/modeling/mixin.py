@@ -10,7 +10,6 @@ from transformers import initialization as init
 from .batch_norms import BatchAreaNorm
 from .norms import TokenNorm
 from .replace import replace_norms
-from .rivals import DynamicTanh
 
 
 class IBNormMixin:
@@ -43,21 +42,19 @@ class IBNormMixin:
 
 
 def init_norms(model: nn.Module) -> None:
-    """Set what no checkpoint provided: weights to ones, biases to zeros, DyT's alpha and running statistics to start.
+    """Set what no checkpoint provided to its start value.
 
     LayerNorm and BatchNorm are transformers' own affair, except a BatchNorm without bias or affine.
     """
     for module in model.modules():
-        if isinstance(module, TokenNorm | BatchAreaNorm | nn.BatchNorm2d):
+        if isinstance(module, TokenNorm | BatchAreaNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.BatchNorm2d):
             if module.weight is not None:
                 init.ones_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        if isinstance(module, DynamicTanh):
-            init.constant_(module.alpha, module.initial_alpha)
-        if isinstance(module, BatchAreaNorm | nn.BatchNorm2d) and module.num_batches_tracked is not None:
-            init.zeros_(module.num_batches_tracked)
-            plain = {"running_mean": 0.0, "running_var": 1.0}
-            starts = module.initial_statistics if isinstance(module, BatchAreaNorm) else plain
-            for name, start in starts.items():
-                init.constant_(getattr(module, name), start)
+            if module.num_batches_tracked is not None:
+                init.zeros_(module.num_batches_tracked)
+                for name, start in (("running_mean", 0.0), ("running_var", 1.0)):
+                    init.constant_(getattr(module, name), start)

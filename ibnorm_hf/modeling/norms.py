@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """IBNorm and its classical baselines over the features of a token, each with its entry in the registry."""
 
+import math
+from typing import Any, ClassVar, cast
+
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
+from .batch_functional import at_least_float32
 from .channel_norms import ChannelFirst
 from .compression import get_compression
-from .functional import apply_ib_norm, check_lambda, check_order
+from .functional import _reference, apply_ib_norm, check_lambda, check_order
 from .specs import NormSpec, register_norm
 
 
 class TokenNorm(nn.Module):
-    """Base of our norms over the last dimension: ``weight`` (ones) and ``bias`` (zeros), each (width,) or None."""
+    """Base of our norms over the last dimension: ``weight`` (ones) and ``bias`` (zeros), each (width,) or None.
+
+    A norm implements ``normalize``, (..., width) to (..., width) with its affine; one with parameters of its own
+    registers them after this constructor and sets their start values in ``reset_parameters``, which also fills what a
+    checkpoint lacks. Such functions come from ``transformers.initialization``: they leave what was loaded alone.
+    """
+
+    gain_offset: ClassVar[float] = 0.0  # the gain of a feature is this plus its weight
+    output_scale: float = 1.0  # a constant behind everything, by ``norm_depth_scale``
 
     def __init__(
         self,
@@ -28,18 +41,87 @@ class TokenNorm(nn.Module):
         self.eps = eps
         self.weight: nn.Parameter | None
         self.bias: nn.Parameter | None
-        for name, fill, wanted in (
-            ("weight", torch.ones, norm_affine),
-            ("bias", torch.zeros, norm_affine and norm_bias),
+        for name, start, wanted in (
+            ("weight", 1.0 - self.gain_offset, norm_affine),
+            ("bias", 0.0, norm_affine and norm_bias),
         ):
-            self.register_parameter(name, nn.Parameter(fill(width, device=device, dtype=dtype)) if wanted else None)
+            value = torch.full((width,), start, device=device, dtype=dtype) if wanted else None
+            self.register_parameter(name, None if value is None else nn.Parameter(value))
+
+    def reset_parameters(self) -> None:
+        """Give every parameter its start value."""
+        if self.weight is not None:
+            init.constant_(self.weight, 1.0 - self.gain_offset)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.normalize(x)
+        return y if self.output_scale == 1.0 else y * self.output_scale
+
+    def normalize(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _affine(self, y: Tensor, like: Tensor) -> Tensor:
+        """``weight y + bias`` in y's dtype or above, returned in like's."""
+        if self.weight is not None:
+            y = y * self.weight
+        return (y if self.bias is None else y + self.bias).to(like.dtype)
 
     def extra_repr(self) -> str:
         affine = "weight+bias" if self.bias is not None else "weight" if self.weight is not None else "none"
-        return f"{self.width}, eps={self.eps}, affine={affine}"
+        scale = "" if self.output_scale == 1.0 else f", output_scale={self.output_scale:.4g}"
+        return f"{self.width}, eps={self.eps}, affine={affine}{scale}"
 
 
-class IBNorm(TokenNorm):
+class Compressing(nn.Module):
+    """What IBNorm is over every area: a compression, and its lambda, fixed or learned."""
+
+    log_lambda: nn.Parameter | None
+
+    def _set_compression(
+        self, norm_type: str, norm_lambda: float | None, learned: bool, device: Any = None, dtype: Any = None
+    ) -> None:
+        self.compression = get_compression(norm_type)
+        lam = self.compression.default_lambda if norm_lambda is None else check_lambda(norm_lambda)
+        start = torch.full((1,), math.log(lam), device=device, dtype=dtype) if learned else None
+        self.register_parameter("log_lambda", None if start is None else nn.Parameter(start))
+        self._norm_lambda = lam
+
+    @property
+    def norm_type(self) -> str:
+        return self.compression.name
+
+    @property
+    def norm_lambda(self) -> float:
+        """Lambda by now; ValueError where a number outside its domain is set."""
+        if self.log_lambda is None or self.log_lambda.is_meta:
+            return self._norm_lambda
+        return math.exp(self.log_lambda.item())
+
+    @norm_lambda.setter
+    def norm_lambda(self, value: float) -> None:
+        self._norm_lambda = check_lambda(value)
+        if self.log_lambda is not None:
+            with torch.no_grad():
+                self.log_lambda.fill_(math.log(self._norm_lambda))
+
+    def lambda_(self, like: Tensor) -> Tensor:
+        """A learned lambda, (1,), in like's dtype but float32 at least."""
+        assert self.log_lambda is not None
+        return self.log_lambda.to(at_least_float32(like).dtype).exp()
+
+    def _reset_lambda(self) -> None:
+        if self.log_lambda is not None:
+            init.constant_(self.log_lambda, math.log(self._norm_lambda))
+
+    def _lambda_repr(self) -> str:
+        return (
+            f"lambda={self._norm_lambda:g}" if self.log_lambda is None else f"lambda learned from {self._norm_lambda:g}"
+        )
+
+
+class IBNorm(Compressing, TokenNorm):
     """Information-Bottleneck inspired normalization of each token's features (arXiv:2510.25262; see ``ib_norm``).
 
     Args:
@@ -47,7 +129,9 @@ class IBNorm(TokenNorm):
         eps: added to the variance.
         norm_type: ``ibnorm-l``, ``ibnorm-t``, ``ibnorm-s``, ``ibnorm-sqrt`` or a registered compression.
         norm_lambda: where compression sets in, in units of the input; None takes the variant's default.
-            It is a plain attribute, so it may be changed between steps.
+            It may be changed between steps; an attribute outside its domain is refused as the argument is.
+        norm_lambda_learned: learn it, as the exponential of a parameter ``log_lambda`` that starts at its logarithm
+            (ours: the ablation; the plain torch path computes it).
         norm_order: ``compress-first`` (IBNorm) or ``standardize-first`` (the ablation).
         norm_affine, norm_bias: learn a weight, and a bias beside it.
 
@@ -65,23 +149,28 @@ class IBNorm(TokenNorm):
         norm_order: str = "compress-first",
         norm_affine: bool = True,
         norm_bias: bool = True,
+        norm_lambda_learned: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(width, eps, norm_affine=norm_affine, norm_bias=norm_bias, device=device, dtype=dtype)
-        self.compression = get_compression(norm_type)
-        self.norm_lambda = self.compression.default_lambda if norm_lambda is None else check_lambda(norm_lambda)
+        self._set_compression(norm_type, norm_lambda, norm_lambda_learned, device, dtype)
         self.norm_order = check_order(norm_order)
 
-    @property
-    def norm_type(self) -> str:
-        return self.compression.name
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._reset_lambda()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return apply_ib_norm(x, self.weight, self.bias, self.compression, self.norm_lambda, self.eps, self.norm_order)
+    def normalize(self, x: Tensor) -> Tensor:
+        if self.log_lambda is None:
+            lam = self._norm_lambda
+            return apply_ib_norm(x, self.weight, self.bias, self.compression, lam, self.eps, self.norm_order)
+        lam = cast(float, self.lambda_(x))  # to the reference, a tensor of one number is a number
+        z = _reference(at_least_float32(x), None, None, self.compression, lam, self.eps, self.norm_order)
+        return self._affine(z, x)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.norm_type}, lambda={self.norm_lambda:g}, {self.norm_order}"
+        return f"{super().extra_repr()}, {self.norm_type}, {self._lambda_repr()}, {self.norm_order}"
 
 
 class IBNorm2d(ChannelFirst, IBNorm):
@@ -98,7 +187,7 @@ register_norm(
         status="reconstructed",
         start="w 1, b 0",
         family="ibnorm",
-        options=("norm_lambda", "norm_order"),
+        options=("norm_lambda", "norm_order", "norm_lambda_learned"),
         citation="""@article{zou2025ibnorm,
   title   = {IBNorm: Information-Bottleneck Inspired Normalization for Representation Learning},
   author  = {X. Zou and P. Zhou},
@@ -107,6 +196,15 @@ register_norm(
 }""",
     )
 )
+
+
+class ScaledLayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` times a constant, where ``norm_depth_scale`` asks for one."""
+
+    output_scale: float = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.output_scale
 
 
 class LayerNorm2d(ChannelFirst, nn.LayerNorm):
@@ -134,8 +232,8 @@ register_norm(
 class RMSNorm(TokenNorm):
     """``weight * x / rms(x)`` in float32, rounded to x's dtype before the weight as LLaMA's own (bit-equal to it)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    def normalize(self, x: Tensor) -> Tensor:
+        x32 = at_least_float32(x)
         h = (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
         if self.weight is not None:
             h = self.weight * h
@@ -192,17 +290,15 @@ class NormalNorm(TokenNorm):
         self.noise = noise
         self.noise_factor = noise_factor
 
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    def normalize(self, x: Tensor) -> Tensor:
+        x32 = at_least_float32(x)
         variance, mean = torch.var_mean(x32, -1, correction=0, keepdim=True)
         h = (x32 - mean) * torch.rsqrt(variance + self.eps)
         y = yeo_johnson(h, newton_exponent(h, (-1,), self.eps))
         if self.noise and self.training:
             scale = (y - y.mean(-1, keepdim=True)).abs().mean(-1, keepdim=True).detach()
             y = y + torch.randn_like(y) * (self.noise_factor * scale)
-        if self.weight is not None:
-            y = y * self.weight
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        return self._affine(y, x)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, noise={self.noise_factor if self.noise else 0:g}"

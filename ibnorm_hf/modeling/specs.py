@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from .sites import Site
+
 AREAS = ("token", "batch", "channel")
 
 # How much of a norm is its authors': the word that stands beside it in every table and card.
@@ -40,7 +42,9 @@ class NormSpec:
         arguments: of the class, and attributes of its modules, that tell this norm from others of the same class.
         confidence: how sure a reconstructed formula is.
         batch_meaning: as ``meaning``, over a batch; empty where the area ``batch`` takes the channels.
+        decayed: parameters that weight decay touches; all others of a norm never decay.
         start_at: (where the norm stands) -> arguments of the class, for norms whose start values are published by site.
+        embedding_scale: hosts (model types) whose embeddings are published with a learned factor beside this norm.
     """
 
     name: str
@@ -55,7 +59,9 @@ class NormSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     confidence: str = ""
     batch_meaning: str = ""
-    start_at: Callable[[Any], Mapping[str, Any]] | None = None
+    decayed: tuple[str, ...] = ()
+    start_at: Callable[[Site], Mapping[str, Any]] | None = None
+    embedding_scale: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.status in STATUSES and set(self.classes) <= set(AREAS), self.name

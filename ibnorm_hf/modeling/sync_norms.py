@@ -43,9 +43,8 @@ class IBSyncBatchNorm2d(IBBatchNorm2d):
         def mean(t: Tensor) -> Tensor:
             return _SumOverProcesses.apply(t.sum(AREA), group) / count
 
-        y, statistics = batch_ib_norm_reference(
-            x32, self.weight, self.bias, self.compression, self.norm_lambda, self.eps, mean
-        )
+        lam: Any = self._norm_lambda if self.log_lambda is None else self.lambda_(x)
+        y, statistics = batch_ib_norm_reference(x32, self.weight, self.bias, self.compression, lam, self.eps, mean)
         return y.to(x.dtype), statistics
 
 

@@ -31,6 +31,7 @@ def test_built_in_compressions_hold_what_the_registry_demands(name):
         ("ibnorm-t", math.tanh(2)),
         ("ibnorm-s", 2 / 3),
         ("ibnorm-sqrt", 2 * (math.sqrt(3) - 1)),
+        ("ibnorm-clip", 1.0),
     ],
 )
 def test_values_by_hand(name, value):
@@ -44,6 +45,7 @@ def test_default_lambdas():
         "ibnorm-t": 4,
         "ibnorm-s": 3,
         "ibnorm-sqrt": 3,
+        "ibnorm-clip": 4,
     }
 
 

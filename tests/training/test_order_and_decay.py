@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler
 from transformers import AutoConfig, AutoModelForCausalLM, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 import ibnorm_hf  # noqa: F401 - registers the model types
-from ibnorm_hf.modeling.create import list_norms
+from ibnorm_hf.modeling.create import get_spec, list_norms
 from ibnorm_hf.training.loop.decay import decay_groups
 from ibnorm_hf.training.loop.order import SampleOrder
 
@@ -69,10 +69,12 @@ def causal_lm(kind: str, **flags) -> nn.Module:
 @pytest.mark.parametrize("kind", SIZES)
 def test_every_norm_gets_the_same_decayed_parameters(kind: str):
     groups = {norm: decay_groups(causal_lm(kind, norm_type=norm)) for norm in list_norms()}
-    decayed = {tuple(group.decay) for group in groups.values()}
-    assert len(decayed) == 1
-    for group in groups.values():
-        assert not any("norm" in name or ".ln_" in name or name.endswith("bias") for name in group.decay)
+    for norm, group in groups.items():
+        in_norms = [name for name in group.decay if "norm" in name or ".ln_" in name]
+        # What a norm's publication decays, and nothing else of it.
+        assert {name.rpartition(".")[2] for name in in_norms} == set(get_spec(norm).decayed), norm
+        assert [name for name in group.decay if name not in in_norms] == groups["layernorm"].decay, norm
+        assert not any(name.endswith("bias") for name in group.decay)
         assert all("norm" in name or "ln_" in name or name.endswith("bias") for name in group.no_decay)
 
 

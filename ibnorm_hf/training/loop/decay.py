@@ -3,7 +3,9 @@
 
 By name, `ln_1.weight` of GPT-2 would be decayed as soon as its class is not nn.LayerNorm, and two
 normalizations would be trained under different rules. Here the weights of linear maps, convolutions
-and embeddings decay; biases, everything inside any normalization, and bare parameters never do.
+and embeddings decay; biases, everything inside a normalization, and bare parameters never do. The exceptions
+are the parameters that a norm's publication decays, which its entry in the registry names (``decayed``):
+`rmsnorm-1p`'s weight, which is a gain less 1, as in Qwen3-Next, and the maps of `gatednorm`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from ...modeling.create import spec_of
 
 DECAYED = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
 
@@ -32,9 +36,11 @@ def decay_groups(model: nn.Module) -> DecayGroups:
     owners: dict[int, str] = {}
     decayed: set[int] = set()
     for module in model.modules():
+        spec = spec_of(module)
+        decays = spec.decayed if spec is not None else ()
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), f"{type(module).__name__}.{name}")
-            if isinstance(module, DECAYED) and name == "weight":
+            if name in decays or (isinstance(module, DECAYED) and name == "weight"):
                 decayed.add(id(parameter))
     parts: tuple[list[str], list[str]] = ([], [])
     counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())

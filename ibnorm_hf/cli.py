@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+
+from . import __version__
 
 if TYPE_CHECKING:
+    from .training.job import Result
     from .training.keys.recipe import Recipe
 
 
@@ -34,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ibnorm-hf", description="IBNorm in Hugging Face models: train, measure, publish.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"ibnorm_hf {__version__}")
     jobs = parser.add_subparsers(required=True, metavar="JOB", title="jobs")
 
     for name, job, text in (
@@ -54,21 +58,30 @@ def _parser() -> argparse.ArgumentParser:
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.add_argument("--format", choices=("table", "markdown"), default="table", help="default: %(default)s")
     norms.set_defaults(job=list_norms)
+    keys = jobs.add_parser("keys", help="list the keys of a recipe: type, default, bound or free, meaning")
+    keys.add_argument("word", nargs="?", metavar="WORD", help="only keys whose name or meaning holds this word")
+    keys.set_defaults(job=list_keys)
     return parser
 
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Train a recipe, draw its loss curve, print the outcome."""
+    from .training.keys.launch import launch_over_devices
     from .training.keys.recipe import load_recipe
 
-    return _train(load_recipe(arguments.recipe, arguments.keys))
+    code = launch_over_devices("pretrain", arguments.recipe, arguments.keys)
+    return _train(load_recipe(arguments.recipe, arguments.keys)) if code is None else code
 
 
 def finetune(arguments: argparse.Namespace) -> int:
     """Train a recipe that starts from pretrained weights."""
     from .common.errors import UserError
+    from .training.keys.launch import launch_over_devices
     from .training.keys.recipe import load_recipe
 
+    code = launch_over_devices("finetune", arguments.recipe, arguments.keys)
+    if code is not None:
+        return code
     recipe = load_recipe(arguments.recipe, arguments.keys)
     if recipe.model.pretrained is None:
         raise UserError(f"{arguments.recipe}: key pretrained is missing: the folder, Hub name or GGUF to start from")
@@ -76,46 +89,59 @@ def finetune(arguments: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe) -> int:
-    from .training import pretrain as training
+    from .training import job
 
     if recipe.run.dry_run:
         if recipe.run.process_index == 0:
-            training.print_plan(recipe)
+            job.print_plan(recipe)
         return 0
-    result = training.pretrain(recipe)
+    result = job.pretrain(recipe)
     if result.stopped_by is not None:
         print(f"stopped: a checkpoint is in {result.folder}; the same command goes on from it", file=sys.stderr)
         return 128 + result.stopped_by
     if recipe.run.process_index == 0:
-        from .analysis.loss_curve import plot_loss_curve
-
-        try:
-            plot = str(plot_loss_curve(result.folder))
-        except ValueError as error:  # logging_steps beyond max_steps
-            plot = f"not drawn: {error}"
-        scores = result.validation
-        print(
-            f"validation loss {scores['loss']:.4f}  perplexity {scores['perplexity']:.2f}  "
-            f"bits per byte {scores['bits_per_byte']:.3f}"
-        )
-        if result.tokens_per_s:
-            print(f"speed {result.tokens_per_s:,.0f} tokens/s")
-        print(f"sample: {' '.join(result.sample.split())}")
-        print(f"loss curve {plot}")
-        print(f"run {result.folder}")
-        if recipe.repo_id:
-            from .hub.push import push as push_run
-
-            push_run(result.folder, recipe.repo_id, private=recipe.run.hub_private_repo)
+        _tell(recipe, result)
     return 0
+
+
+def _tell(recipe: Recipe, result: Result) -> None:
+    """Print the outcome of a run, with its pictures."""
+    from .analysis.loss_curve import plot_loss_curve
+
+    if "perplexity" in result.validation:
+        scores = result.validation
+        perplexity = f"{scores['perplexity']:.2f}" if scores["perplexity"] is not None else "beyond 1e304"
+        bits = scores["bits_per_byte"]
+        print(f"validation loss {scores['loss']:.4f}  perplexity {perplexity}  bits per byte {bits:.3f}")
+        if result.per_s:
+            print(f"speed {result.per_s:,.0f} tokens/s")
+        print(f"sample: {' '.join(result.sample.split())}")
+    else:
+        from .evaluation.robustness_chart import judge_classifier
+
+        batch, task = recipe.run.per_device_eval_batch_size, cast(Any, result.task)
+        images, prepare = task.data.validation, task.views.evaluate
+        for line in judge_classifier(result.folder, result.model, images, prepare, batch_size=batch):
+            print(line)
+    try:
+        plot = str(plot_loss_curve(result.folder))
+    except ValueError as error:  # logging_steps beyond max_steps
+        plot = f"not drawn: {error}"
+    print(f"loss curve {plot}")
+    print(f"run {result.folder}")
+    if recipe.repo_id:
+        from .hub.push import push as push_run
+
+        push_run(result.folder, recipe.repo_id, private=recipe.run.hub_private_repo)
 
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Prepare the data of a recipe."""
+    from .training.job import prepare as prepare_recipe
     from .training.keys.recipe import load_recipe
-    from .training.pretrain import prepare as prepare_recipe
 
-    data = prepare_recipe(load_recipe(arguments.recipe, arguments.keys))
+    # Text is prepared without an accelerator, however many there are.
+    data = prepare_recipe(load_recipe(arguments.recipe, [*arguments.keys, "--use_cpu", "true"]))
     print(f"{len(data.train):,} training and {len(data.validation):,} validation blocks in {data.folder}")
     return 0
 
@@ -237,6 +263,14 @@ def list_norms(arguments: argparse.Namespace) -> int:
     from .hub.norm_facts import norm_table
 
     print("\n".join(norm_table(arguments.format)))
+    return 0
+
+
+def list_keys(arguments: argparse.Namespace) -> int:
+    """Print what a recipe may say."""
+    from .training.keys.describe import key_lines
+
+    print("\n".join(key_lines(arguments.word)))
     return 0
 
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.modeling.create import list_norms
@@ -46,7 +48,7 @@ def test_norms_lists_every_norm(capsys):
             "recipes/llama/tinny.yaml does not exist; did you mean recipes/llama/tiny.yaml?",
         ),
         (["recipes/llama/tiny.yaml", "--norm_typ", "dyt"], "unknown key 'norm_typ'; did you mean 'norm_type'?"),
-        (["recipes/llama/tiny.yaml", "--max_steps", "many"], "key max_steps: invalid int value: 'many'"),
+        (["recipes/llama/tiny.yaml", "--max_steps", "many"], "key max_steps: 'many' is not a whole number"),
         (["recipes/llama/tiny.yaml", "--corpus", "missing.txt", "--output_dir", "{tmp}/run"], "'missing.txt' does not"),
     ],
 )
@@ -101,3 +103,57 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path):
     assert [json.loads(text)["step"] for text in after if '"loss"' in text] == list(range(1, STEPS + 1))
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "\r" not in again.stdout  # no progress bar where stdout is no terminal
+
+
+def test_version_and_keys(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("ibnorm_hf 0.")
+    assert main(["keys"]) == 0
+    everything = capsys.readouterr().out
+    for line in (
+        "learning_rate: a number; default 5e-05; bound",
+        "save_total_limit: a whole number or null; default 2; free",
+        "crop_padding: a whole number; default 4; bound, images alone",
+        "per_device_train_batch_size: a whole number; default 8; bound for images, free for text",
+    ):
+        assert f"{line}\n    " in everything
+    assert not re.search(r"\n    \n", everything)  # every key says what it means
+    assert main(["keys", "resume"]) == 0
+    found = capsys.readouterr().out
+    assert "resume: a text; default auto; free" in found and "resume_from_checkpoint: refused" in found
+    assert "learning_rate:" not in found
+    assert main(["keys", "lerning_rate"]) == 2
+    assert "did you mean 'learning_rate'?" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_resolved_recipe(capsys, tmp_path: Path):
+    assert main(["pretrain", str(ROOT / "recipes/llama/tiny.yaml"), "--dry_run", "--seed", "7"]) == 0
+    text = capsys.readouterr().out.partition("recipe:\n")[2]
+    (tmp_path / "r.yaml").write_text(text)
+    assert "optim: adamw_torch_fused" in text
+    assert main(["pretrain", str(tmp_path / "r.yaml"), "--dry_run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out.partition("recipe:\n")[2]) == yaml.safe_load(text)
+
+
+def test_several_devices_without_a_launcher_are_launched_over(monkeypatch, capsys):
+    import accelerate.commands.launch as launch
+    import torch
+
+    started = []
+    for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
+    monkeypatch.setattr(launch, "launch_command", started.append)
+    recipe = str(ROOT / "recipes/llama/tiny.yaml")
+    assert main(["pretrain", recipe, "--seed", "7"]) == 0
+    assert "launch: 3 devices, a process each" in capsys.readouterr().out
+    (words,) = started
+    assert (words.num_processes, words.multi_gpu, words.module) == (3, True, True)
+    assert [words.training_script, *words.training_script_args] == ["ibnorm_hf.cli", "pretrain", recipe, "--seed", "7"]
+    assert main(["pretrain", recipe, "--use_cpu", "--dry_run"]) == 0
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    from ibnorm_hf.training.keys.launch import launch_over_devices
+
+    assert launch_over_devices("pretrain", recipe, []) is None and len(started) == 1

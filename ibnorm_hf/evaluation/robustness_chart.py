@@ -10,7 +10,26 @@ import torch
 from torch import Tensor
 
 from ..common.errors import UserError
+from ..common.paths import write_json
+from .classification import evaluate_images
 from .corruptions import CORRUPTIONS, corrupt
+
+
+def judge_classifier(folder: Path, model: Any, images: Any, prepare: Any, *, batch_size: int) -> list[str]:
+    """Measure a run's classifier on clean and corrupted images: eval/robustness.json and .png; returns lines to print.
+
+    ``model``, ``images``, ``prepare`` and ``batch_size`` are those of ``evaluate_images``.
+    """
+    robustness = evaluate_images(model, images, prepare, batch_size=batch_size)
+    write_json(folder / "eval" / "robustness.json", robustness)
+    picture = folder / "eval" / "robustness.png"
+    draw_robustness(robustness, images[0]["pixel_values"], picture, f"{folder.name}, {len(images):,} images")
+    clean = robustness["clean"]
+    return [
+        f"validation loss {clean['loss']:.4f}  top-1 {clean['top1']:.4f}  top-5 {clean['top5']:.4f}",
+        f"calibration error {clean['calibration_error']:.4f}  corrupted top-1 {robustness['corrupted_top1']:.4f}",
+        f"robustness {picture}",
+    ]
 
 
 def draw_robustness(result: dict[str, Any], image: Tensor, path: Path, title: str = "") -> None:

@@ -2,5 +2,5 @@
 """From a recipe to a run folder: arguments, corpora, packing, training, checkpoints.
 
 Nothing is imported here, so that ``ibnorm_hf.common.errors`` costs nothing. The entry points are
-``ibnorm_hf.training.pretrain.pretrain`` and ``ibnorm_hf.training.text.prepare.prepare_data``.
+``ibnorm_hf.training.job.pretrain`` and ``ibnorm_hf.training.text.prepare.prepare_data``.
 """

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from stamp import stamped
 
 from ibnorm_hf.common.paths import write_atomic, write_json
 from ibnorm_hf.training.folder.run_folder import hardware
@@ -111,6 +112,7 @@ class Study:
                     "minutes": round((time.monotonic() - begin) / 60, 1),
                     **outcome(output),
                 }
+                self.results = stamped("recipes/benchmarks/results/conversion.json", self.results)
                 write_json(RESULTS, self.results)
                 print(f"{name}: {self.results['runs'][name]['validation'][-1]}", flush=True)
         return float(self.results["runs"][name]["validation"][-1]["loss"])

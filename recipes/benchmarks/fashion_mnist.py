@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stamp import stamped
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -185,6 +186,7 @@ def run(folder: str, limit: int | None = None) -> None:
     while (todo := missing(content["runs"])) and (limit is None or count < limit):
         record = finite(one_run(data, *todo[0]))
         content["runs"].append(record)
+        content = stamped("model_cards/fashion_mnist.json", content)
         write_json(RESULTS, content)
         score = record.get("held_out") or record["test"]["clean"]
         late = f"  over the limit of {LIMIT_S} s" if record["run_s"] > LIMIT_S else ""

@@ -2,11 +2,12 @@
 """What both benchmarks share: interleaved timing, quantiles, and the machine that a number belongs to."""
 
 import csv
-import platform
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import stamp
 import torch
 import transformers
 
@@ -49,7 +50,9 @@ def ratio(times: Mapping[str, Sequence[float]], name: str, base: str) -> tuple[f
 
 def machine() -> dict[str, str]:
     """Hardware and versions, one CSV column each."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{stamp.processor()}, {os.cpu_count()} cores"
+    )
     return {
         "device": device,
         "threads": str(torch.get_num_threads()),
@@ -60,17 +63,12 @@ def machine() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
-
-
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the rows with the machine's columns appended; the folder is made when it is missing."""
+    """Write the rows with the machine's columns appended, and a stamp beside them; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**row, **machine()} for row in rows]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    stamp.write_beside(path)

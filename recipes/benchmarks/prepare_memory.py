@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stamp import stamped
 
 RECIPE = """
 model_type: ibnorm_llama
@@ -133,7 +134,8 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=2) + "\n")
+        content = stamped("recipes/benchmarks/results/prepare.json", result)
+        given.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def memory(samples: list[tuple[float, int, int]], tokens: int) -> dict[str, Any]:

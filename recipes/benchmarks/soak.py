@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stamp import stamped
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "llama" / "tiny.yaml"
@@ -170,7 +171,8 @@ def main() -> int:
         "equal_bit_for_bit": not found,
     }
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(result, indent=2) + "\n")
+    content = stamped("recipes/benchmarks/results/soak.json", result)
+    given.json.write_text(json.dumps(content, indent=2) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "whole"}, indent=2))
     print(json.dumps(result["whole"]["memory"]))
     return 0 if not found else 1

@@ -55,6 +55,11 @@ def test_cost_relative_to_native_norms(rows, width, dtype):
     pytest.fail(f"milliseconds: { {name: round(1e3 * t, 2) for name, t in best.items()} }")
 
 
+@pytest.fixture(autouse=True)
+def scripts_find_their_neighbours(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
 def test_readme_tables_are_what_the_results_say():
     spec = importlib.util.spec_from_file_location("tables", BENCHMARKS / "tables.py")
     tables = importlib.util.module_from_spec(spec)
@@ -83,6 +88,16 @@ def test_benchmarks_run_and_write_their_files(tmp_path):
     ):
         command = [sys.executable, str(BENCHMARKS / script), *arguments, "--repeats", "2", "--out", str(tmp_path)]
         subprocess.run(command, check=True, capture_output=True)
-    assert {p.name for p in tmp_path.iterdir()} == {"norms-cpu.csv", "norms-cpu.png", "train_step-cpu.csv"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "norms-cpu.csv",
+        "norms-cpu.csv.stamp.json",
+        "norms-cpu.png",
+        "train_step-cpu.csv",
+        "train_step-cpu.csv.stamp.json",
+    }
+    made = json.loads((tmp_path / "norms-cpu.csv.stamp.json").read_text())
+    assert made["command"].endswith(
+        f"norms.py --shapes 64x32 --dtypes float32 --no_compile --repeats 2 --out {tmp_path}"
+    )
     rows = (tmp_path / "norms-cpu.csv").read_text().splitlines()
     assert len(rows) == 11 and rows[0].startswith("layer,rows,width,dtype,forward_ms")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from ibnorm_hf.training.job import pretrain
 from ibnorm_hf.training.keys.recipe import load_recipe
-from ibnorm_hf.training.pretrain import pretrain
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "golden"

@@ -18,7 +18,7 @@ from ibnorm_hf.training.folder.manifest import checkpoints, verify
 def log_lines(run: Path) -> list[dict]:
     """``metrics.jsonl`` without what a clock decides."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("tokens_per_s", "data_wait")} for line in lines]
 
 
 def same(a: Any, b: Any) -> bool:

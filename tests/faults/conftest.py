@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.keys.recipe import load_recipe
+from recipes.benchmarks.stamp import stamped
 from tests.training.conftest import TINY, cache, make_recipe, one_thread, recipe_file
 
 __all__ = ["cache", "make_recipe", "one_thread", "recipe_file"]  # fixtures
@@ -57,4 +58,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             "cpu_cores": os.cpu_count(),
             "faults": {kind: {**e, "lost": e["tried"] - e["survived"]} for kind, e in sorted(_tally.items())},
         }
+        content = stamped("recipes/benchmarks/results/faults.json", content)
         Path(target).write_text(json.dumps(content, indent=2) + "\n")

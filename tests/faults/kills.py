@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from recipes.benchmarks.stamp import stamped
+
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 RECIPE = f"""
 model_type: ibnorm_llama
@@ -122,7 +124,7 @@ def attempt(
     folder: Path, keys: list[str], *, fatal: int | None = None, after: float | None = None
 ) -> tuple[int, str, int]:
     """Fork one run of the recipe; returns (exit status as of os.waitpid, its output, its count of points)."""
-    from ibnorm_hf.training import pretrain as job
+    from ibnorm_hf.training import job
     from ibnorm_hf.training.keys.recipe import load_recipe
 
     log, count = folder.with_suffix(".log"), folder.with_suffix(".count")
@@ -231,7 +233,7 @@ def main() -> int:
     # Imported before the forks; nothing here may start a thread.
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import ibnorm_hf.training.pretrain  # noqa: F401
+    import ibnorm_hf.training.job  # noqa: F401
 
     begin = time.monotonic()
     tally = torture(words.count, seed, lambda text: print(text, flush=True))
@@ -241,6 +243,7 @@ def main() -> int:
     print(json.dumps({key: value for key, value in content.items() if key != "complaints"}))
     if words.json:
         words.json.parent.mkdir(parents=True, exist_ok=True)
+        content = stamped("recipes/benchmarks/results/kills.json", content)
         words.json.write_text(json.dumps(content, indent=2) + "\n")
     return 1 if tally.lost or tally.complaints else 0
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.folder.manifest import verify
 from tests.training.test_run import DAMAGE
 

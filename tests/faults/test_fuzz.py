@@ -17,14 +17,15 @@ from safetensors.torch import save
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.evaluation.leaderboard import leaderboard
 from ibnorm_hf.training.folder.manifest import MANIFEST, newest_complete, verify
+from ibnorm_hf.training.folder.resume import require_same_recipe
 from ibnorm_hf.training.folder.run_folder import claim
 from ibnorm_hf.training.keys.arguments import DataArguments
-from ibnorm_hf.training.keys.recipe import _known_keys, load_recipe
+from ibnorm_hf.training.keys.reading import known_keys
+from ibnorm_hf.training.keys.recipe import load_recipe
 from ibnorm_hf.training.loop.callbacks import trim_log
 from ibnorm_hf.training.loop.sharded import load_full_model
 from ibnorm_hf.training.loop.trainer import _loading
 from ibnorm_hf.training.plan import make_plan
-from ibnorm_hf.training.pretrain import _require_same_recipe
 from ibnorm_hf.training.text import packing
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.sources.registry import open_source
@@ -103,7 +104,7 @@ def test_recipe_files(tmp_path: Path, content: bytes):
 
 
 @fuzz(60)
-@given(st.sampled_from(sorted(_known_keys())), trees)
+@given(st.sampled_from(sorted(known_keys(DataArguments))), trees)
 def test_recipe_values(tmp_path: Path, key: str, value: Any):
     path = tmp_path / "fuzz.yaml"
     path.write_bytes(yaml.safe_dump({**yaml.safe_load(TINY), key: value}).encode("utf-8", "surrogatepass"))
@@ -176,7 +177,7 @@ def test_manifests(tmp_path: Path, recipe, content: bytes):
 @given(altered(VALID))
 def test_what_manifests_say(recipe, manifest: Any):
     if isinstance(manifest, dict):
-        refused_in_a_sentence(lambda: _require_same_recipe(recipe, Path("checkpoint-3"), manifest))
+        refused_in_a_sentence(lambda: require_same_recipe(recipe, Path("checkpoint-3"), manifest))
 
 
 @fuzz(60)

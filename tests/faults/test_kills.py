@@ -3,7 +3,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.faults("SIGKILL at a random moment")
-def test_runs_survive_random_kills(tmp_path: Path, cache: Path, record_property):
-    seed = random.SystemRandom().randrange(1 << 31)
+def test_runs_survive_random_kills(tmp_path: Path, cache: Path, record_property, session_seed: int):
     record_property("tried", 20)
-    command = [sys.executable, "-m", "tests.faults.kills", "--count", "20", "--seed", str(seed)]
+    command = [sys.executable, "-m", "tests.faults.kills", "--count", "20", "--seed", str(session_seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "IBNORM_CACHE": str(cache)}
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "kills.json")],

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.folder.failures import full_disk, out_of_memory
 from ibnorm_hf.training.folder.lock import FolderLock
 from ibnorm_hf.training.folder.manifest import SAVING, newest_complete, tidy, verify

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.folder.manifest import MANIFEST, newest_complete, seal, verify
 from ibnorm_hf.training.loop.callbacks import GradientGuard
 from ibnorm_hf.training.loop.order import SampleOrder

@@ -310,11 +310,11 @@ def test_local_paths_are_cut(text, clean):
 def test_a_recipe_with_push_to_hub_publishes_its_finished_run(hub, run, monkeypatch, capsys):
     from ibnorm_hf import training
     from ibnorm_hf.hub import push as push_module
-    from ibnorm_hf.training.pretrain import Result
+    from ibnorm_hf.training.job import Result
 
     done = Result(run, {"loss": 1.0, "perplexity": 2.7, "bits_per_byte": 1.4}, None, "a sample")
     recipes = []
-    monkeypatch.setattr(training.pretrain, "pretrain", lambda recipe: recipes.append(recipe) or done)
+    monkeypatch.setattr(training.job, "pretrain", lambda recipe: recipes.append(recipe) or done)
     monkeypatch.setattr(push_module, "push", partial(push_module.push, endpoint=hub.url))
     recipe = Path(__file__).parents[2] / "recipes" / "llama" / "tiny.yaml"
     keys = ["--push_to_hub", "true", "--hub_model_id", "me/one", "--hub_private_repo", "true"]

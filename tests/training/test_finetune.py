@@ -18,12 +18,12 @@ from ibnorm_hf.hub.export import export
 from ibnorm_hf.modeling.norms import IBNorm
 from ibnorm_hf.modeling.recognize import iter_norms
 from ibnorm_hf.pretrained import load_pretrained
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.keys.arguments import ModelArguments
 from ibnorm_hf.training.keys.recipe import Recipe, load_recipe, resolved
 from ibnorm_hf.training.keys.schedule import LambdaSchedule
 from ibnorm_hf.training.loop.anneal import measure_spreads, nats_per_token
-from ibnorm_hf.training.model.build import lambda_schedule
+from ibnorm_hf.training.model.build import build_config, build_trained_model, lambda_schedule
 from ibnorm_hf.training.model.trained_part import take_trained_part
 from ibnorm_hf.training.plan import make_plan, plan_lines
 from tests.faults.compare import load, unlike
@@ -204,7 +204,7 @@ def test_train_only_norms_moves_nothing_else_and_the_optimizer_holds_nothing_els
 
 
 def test_train_only_norms_from_random_weights(make_recipe, tmp_path):
-    start = job.build_trained_model(recipe := make_recipe("--train_only", "norms"), job.build_config(recipe))
+    start = build_trained_model(recipe := make_recipe("--train_only", "norms"), build_config(recipe))
     assert {n for n, p in start.named_parameters() if p.requires_grad} == {
         n for n, _ in start.named_parameters() if "norm" in n
     }
@@ -220,7 +220,7 @@ def test_an_adapter_run_saves_the_adapter_alone_and_loads_as_what_was_trained(ma
 
     result = job.pretrain(make(stored, *keys))
     recipe = make(stored, *keys)
-    trainer = job._make_trainer(recipe, job.prepare(recipe), tmp_path / "run")
+    trainer = job.task_of(recipe).trainer()
     trainer.load(tmp_path / "run" / "checkpoint-12")
     for folder in (tmp_path / "run" / "model", tmp_path / "run" / "checkpoint-12"):
         names = {path.name for path in folder.iterdir()}
@@ -323,13 +323,13 @@ def test_the_resolved_recipe_of_an_adapter_is_a_recipe(make, tmp_path):
 
 def test_a_schedule_may_end_below_the_lambda_of_its_base(make):
     recipe = make("ibnorm", "--norm_lambda_schedule", '{"start": 5, "end": 0.2}')
-    schedule, end = lambda_schedule(recipe, job.build_config(recipe))
+    schedule, end = lambda_schedule(recipe, build_config(recipe))
     assert schedule.start == 5 and end == 0.2
     recipe = make("ibnorm", "--norm_lambda_schedule", '{"start": 5}')
-    assert lambda_schedule(recipe, job.build_config(recipe))[1] == 0.7
+    assert lambda_schedule(recipe, build_config(recipe))[1] == 0.7
     recipe = make("ibnorm", "--norm_lambda_schedule", '{"unit": "spread"}')
     with pytest.raises(UserError, match=r"give end, in spreads; the lambda of .* is absolute"):
-        lambda_schedule(recipe, job.build_config(recipe))
+        lambda_schedule(recipe, build_config(recipe))
 
 
 @pytest.mark.parametrize("norm_order", ["compress-first", "standardize-first"])

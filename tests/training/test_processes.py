@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ibnorm_hf.cli import main
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 
 from .conftest import TINY
 

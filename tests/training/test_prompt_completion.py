@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, set_seed
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.common.packed import IGNORED, mask, unpack
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.keys.arguments import DataArguments
 from ibnorm_hf.training.keys.recipe import Recipe, load_recipe
+from ibnorm_hf.training.loop.objective import TextObjective
 from ibnorm_hf.training.loop.order import SampleOrder
-from ibnorm_hf.training.loop.trainer import collate
 from ibnorm_hf.training.model.build import build_config, build_model
 from ibnorm_hf.training.text import packing
 from ibnorm_hf.training.text import prepare as preparing
@@ -50,7 +50,7 @@ def prepare(path: Path | str, **keys: Any) -> preparing.PreparedData:
 
 def shown(prepared: preparing.PreparedData, part: str = "train") -> tuple[str, str]:
     """(text, targets) of all blocks, a character a token; ``|`` ends a record, ``_`` is masked."""
-    batch = collate(list(getattr(prepared, part)))
+    batch = TextObjective().collate(list(getattr(prepared, part)))
     letters = {i: c for c, i in prepared.tokenizer.get_vocab().items()} | {IGNORED: "_"}
     letters[prepared.tokenizer.eos_token_id] = "|"
     return tuple("".join(letters[i] for i in batch[name].ravel().tolist()) for name in ("input_ids", "labels"))
@@ -184,7 +184,7 @@ def test_every_block_predicts_something_however_long_the_prompts(tmp_path: Path,
     said: list[str] = []
     prepared = preparing.prepare_data(data, vocab_size=257, run_tokens=0, say=said.append)
     for part in ("train", "validation"):
-        labels = collate(list(getattr(prepared, part)))["labels"]
+        labels = TextObjective().collate(list(getattr(prepared, part)))["labels"]
         assert labels[:, 1:].ne(IGNORED).any(-1).all()
     text, targets = shown(prepared)
     assert text[:32] == "00000000000000y|" + "01001001001001y|" and targets[:32] == ("_" * 14 + "y|") * 2
@@ -193,7 +193,7 @@ def test_every_block_predicts_something_however_long_the_prompts(tmp_path: Path,
     assert f"data: kept the last 14 tokens of {count} prompts that are longer" in said
     # Records of 17 tokens meet every alignment.
     mixed = prepare(write(tmp_path / "mixed.jsonl", [("p" * 40, "y" * (1 + i % 3)) for i in range(400)]))
-    assert collate(list(mixed.train))["labels"][:, 1:].ne(IGNORED).any(-1).all()
+    assert TextObjective().collate(list(mixed.train))["labels"][:, 1:].ne(IGNORED).any(-1).all()
 
 
 def test_bad_records_are_counted_and_named(tmp_path: Path):
@@ -278,7 +278,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def target_loss(model: Any, rows: Any) -> tuple[float, int]:
     """(mean nats, number) of the targets of some blocks, each token by itself."""
-    batch = collate(list(rows))
+    batch = TextObjective().collate(list(rows))
     logits = model.eval()(input_ids=batch["input_ids"]).logits.double()
     nats = [
         -F.log_softmax(logits[row, at - 1], -1)[batch["labels"][row, at]].item()
@@ -328,7 +328,7 @@ def test_a_step_weighs_every_target_alike_however_it_is_split(
     data = job.prepare(recipe)
     order = SampleOrder(len(data.train), seed=recipe.run.seed, steps=3, batch=4)
     rows = [data.train[int(i)] for i in order.ids(1)]
-    counts = [int(collate([row])["labels"][:, 1:].ne(IGNORED).sum()) for row in rows]
+    counts = [int(TextObjective().collate([row])["labels"][:, 1:].ne(IGNORED).sum()) for row in rows]
     assert sum(counts[:2]) != sum(counts[2:]) and len(set(counts)) > 1
     set_seed(recipe.run.seed)
     with torch.no_grad():

@@ -7,9 +7,8 @@ import pytest
 import yaml
 
 from ibnorm_hf.common.errors import UserError
-from ibnorm_hf.training.folder.run_folder import identity
-from ibnorm_hf.training.keys.arguments import FREE_KEYS, REFUSED_KEYS
-from ibnorm_hf.training.keys.recipe import _known_keys, load_recipe, resolved
+from ibnorm_hf.training.keys.identity import identity
+from ibnorm_hf.training.keys.recipe import load_recipe, resolved
 from ibnorm_hf.training.model.build import build_config
 from ibnorm_hf.training.plan import make_plan
 
@@ -43,10 +42,10 @@ def test_resolved_recipe_is_a_recipe(make_recipe, tmp_path: Path):
     ("words", "said"),
     [
         (["--lerning_rate", "1"], "command line: unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
-        (["--learning_rate", "fast"], "command line: key learning_rate: invalid float value: 'fast'"),
-        (["--max_steps", "1.5"], "command line: key max_steps: invalid int value: '1.5'"),
+        (["--learning_rate", "fast"], "command line: key learning_rate: 'fast' is not a number"),
+        (["--max_steps", "1.5"], "command line: key max_steps: '1.5' is not a whole number"),
         (["--bf16", "perhaps"], "bf16"),
-        (["--lr_scheduler_type", "cosin"], "command line: key lr_scheduler_type: cosin is not a valid"),
+        (["--lr_scheduler_type", "cosin"], "command line: key lr_scheduler_type: 'cosin' is not one of linear, cosine"),
         (["--max_steps", "0"], "key max_steps must be at least 1"),
         (["--model.hiden_size", "8"], "unknown key 'model.hiden_size'; did you mean 'hidden_size'?"),
         (["--model.hidden_size", "wide"], "key model.hidden_size: 'wide' is not a whole number"),
@@ -113,9 +112,3 @@ def test_accumulation_follows_from_the_global_batch(make_recipe):
     split = make_recipe("--global_batch_size", 12, "--per_device_train_batch_size", 2)
     assert identity(resolved(split)) == identity(resolved(recipe))
     assert identity(resolved(make_recipe("--global_batch_size", 16))) != identity(resolved(recipe))
-
-
-def test_key_tables_name_keys_that_exist():
-    known = _known_keys()
-    assert set(known) >= FREE_KEYS - {"project"}
-    assert not set(REFUSED_KEYS) & FREE_KEYS

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_pt_utils import safe_globals
 
 from ibnorm_hf.common.errors import UserError
-from ibnorm_hf.training import pretrain as job
+from ibnorm_hf.training import job
 from ibnorm_hf.training.folder.manifest import checkpoints, keep_last, newest_complete, seal, verify
 from ibnorm_hf.training.loop.callbacks import trim_log
 from ibnorm_hf.training.loop.trainer import PretrainTrainer
@@ -28,6 +28,7 @@ def metrics(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("tokens_per_s", None)
+        line.pop("data_wait", None)
     return lines
 
 
@@ -127,15 +128,15 @@ def test_the_final_model_reproduces_the_validation(finished: Path):
 
 def test_validation_does_not_depend_on_the_batch_size_nor_move_generators(make_recipe):
     recipe = make_recipe()
-    data = job.prepare(recipe)
-    trainer = job._make_trainer(recipe, data, Path(recipe.run.output_dir))
+    task = job.task_of(recipe)
+    data, trainer = task.data, task.trainer()
     blocks = data.validation.select(range(5))
     state = torch.get_rng_state()
     losses = []
     for size in (1, 3, 8):
         trainer.args.per_device_eval_batch_size = size
         trainer.model.train()
-        losses.append(trainer.token_loss(blocks))
+        losses.append((trainer.scores(blocks)["loss"], trainer.scores(blocks)["tokens"]))
         assert trainer.model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert {tokens for _, tokens in losses} == {5 * 31}
@@ -157,10 +158,10 @@ def test_every_process_runs_equally_often_and_every_sample_counts_once(count, wo
 
 def test_validation_is_in_eval_mode(make_recipe):
     recipe = make_recipe("--norm_type", "normalnorm")  # noisy in training mode
-    data = job.prepare(recipe)
-    trainer = job._make_trainer(recipe, data, Path(recipe.run.output_dir))
+    task = job.task_of(recipe)
+    data, trainer = task.data, task.trainer()
     blocks = data.validation.select(range(3))
-    assert trainer.token_loss(blocks) == trainer.token_loss(blocks)
+    assert trainer.scores(blocks) == trainer.scores(blocks)
 
 
 def test_a_finished_run_trains_nothing_more(run: Path, make_recipe, monkeypatch):
@@ -356,5 +357,5 @@ def test_vanilla_model_types_are_baselines(make_recipe, tmp_path: Path):
 def test_trimming_a_log_drops_later_and_half_lines(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
-    assert trim_log(path, 1) == 1
+    trim_log(path, 1)
     assert path.read_text() == '{"step": 1, "loss": 1.0}\n'

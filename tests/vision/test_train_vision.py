@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job of recipes/train_vision.py: run folders, exact resume, plans and mistakes."""
+"""The job on recipes of images: run folders, exact resume, plans and mistakes."""
 
-import importlib.util
 import json
 import os
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from ibnorm_hf import IBBatchNorm2d
+from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training import job
+from ibnorm_hf.training.image_task import image_plan
+from ibnorm_hf.training.keys.recipe import load_recipe
 from ibnorm_hf.training.model.image_build import planned_facts
-from ibnorm_hf.training.vision import load_vision_recipe, plan_lines, train_vision
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHORT = ["--max_steps", "6", "--eval_steps", "3", "--save_steps", "3", "--logging_steps", "2", "--warmup_steps", "2"]
@@ -31,14 +34,10 @@ EXPECTED = {
     "vit/small": (22_050_664, "IBNorm.weight 9,600"),
 }
 
-spec = importlib.util.spec_from_file_location("train_vision", RECIPES / "train_vision.py")
-train_vision_script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train_vision_script)
-
 
 def run(name, folder, *keys):
-    recipe = load_vision_recipe(RECIPES / f"{name}.yaml", [*SHORT, "--output_dir", str(folder), *keys])
-    return train_vision(recipe)
+    recipe = load_recipe(RECIPES / f"{name}.yaml", [*SHORT, "--output_dir", str(folder), *keys])
+    return job.pretrain(recipe)
 
 
 def lines(folder):
@@ -48,7 +47,7 @@ def lines(folder):
 @pytest.mark.parametrize("name", ["resnet/tiny", "vit/tiny"])
 def test_a_run_leaves_the_folder_of_every_run(name, tmp_path, capsys):
     words = [str(RECIPES / f"{name}.yaml"), *SHORT, "--output_dir", str(tmp_path / "run")]
-    assert train_vision_script.main(words) == 0
+    assert main(["pretrain", *words]) == 0
     out, folder = capsys.readouterr().out, tmp_path / "run"
     assert "calibration error" in out and "step 6/6" in out
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
@@ -70,8 +69,8 @@ def test_a_run_leaves_the_folder_of_every_run(name, tmp_path, capsys):
     assert model.config.id2label == {i: str(i) for i in range(10)} and model.config.num_channels == 1
     norm = next((m for m in model.modules() if isinstance(m, IBBatchNorm2d)), None)
     assert norm is None or norm.num_batches_tracked == 6
-    again = load_vision_recipe(folder / "config.yaml")
-    assert again.sizes == load_vision_recipe(RECIPES / f"{name}.yaml").sizes
+    again = load_recipe(folder / "config.yaml")
+    assert again.sizes == load_recipe(RECIPES / f"{name}.yaml").sizes
 
 
 @pytest.mark.parametrize("norm", ["ibnorm-l", "normalnorm"])
@@ -151,14 +150,14 @@ def test_plans_of_all_recipes(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    assert train_vision_script.main([str(RECIPES / f"{name}.yaml"), "--dry_run"]) == 0
+    assert main(["pretrain", str(RECIPES / f"{name}.yaml"), "--dry_run"]) == 0
     out = capsys.readouterr().out
     parameters, norms = EXPECTED[name]
     assert f"{parameters:,} parameters" in out and norms in out.split("no decay: ")[1]
     assert not list(tmp_path.iterdir())
     host = "batchnorm" if "resnet" in name else "layernorm"
-    recipe = load_vision_recipe(RECIPES / f"{name}.yaml", ["--norm_type", host])
-    assert f"{parameters:,} parameters" in "".join(plan_lines(recipe, planned_facts(recipe.data)))
+    recipe = load_recipe(RECIPES / f"{name}.yaml", ["--norm_type", host])
+    assert f"{parameters:,} parameters" in "".join(image_plan(recipe, planned_facts(recipe.data)))
 
 
 def test_the_table_is_complete():
@@ -204,7 +203,7 @@ def test_imagenet_recipes_are_ninety_epochs(name):
 def test_mistakes_are_one_sentence(keys, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = [str(RECIPES / "resnet/tiny.yaml"), *SHORT, "--output_dir", str(tmp_path / "run"), *keys]
-    assert train_vision_script.main(words) == 2
+    assert main(["pretrain", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
 
@@ -220,6 +219,16 @@ def test_another_recipes_folder_is_refused(tmp_path):
         run("resnet/tiny", tmp_path / "run", "--crop_padding", "2")
 
 
-def test_usage(capsys):
-    assert train_vision_script.main(["--help"]) == 0 and train_vision_script.main([]) == 2
-    assert "usage: train_vision.py RECIPE" in capsys.readouterr().out
+def test_an_image_model_without_images_is_told_what_is_missing(tmp_path, capsys):
+    (tmp_path / "bare.yaml").write_text("model_type: ibnorm_resnet\nmax_steps: 1\n")
+    assert main(["pretrain", str(tmp_path / "bare.yaml"), "--output_dir", str(tmp_path / "run")]) == 2
+    assert "'ibnorm_resnet' is no language model; to classify images give the key images" in capsys.readouterr().err
+
+
+def test_the_launcher_is_the_command(monkeypatch, capsys):
+    """`recipes/train_vision.py RECIPE` takes the words of `ibnorm-hf pretrain`."""
+    launcher = str(RECIPES / "train_vision.py")
+    monkeypatch.setattr(sys, "argv", [launcher, str(RECIPES / "vit/tiny.yaml"), "--dry_run"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(launcher, run_name="__main__")
+    assert ended.value.code == 0 and "102,666 parameters" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -18,8 +19,9 @@ import torch
 import yaml
 
 from ...common.errors import UserError
-from ...common.paths import digest, write_atomic, write_json
-from ..keys.arguments import FREE_KEYS
+from ...common.paths import write_atomic, write_json
+from ..keys.identity import differences, identity
+from ..keys.launch import strategy
 from ..keys.recipe import Recipe, resolved
 from .lock import FolderLock
 from .manifest import checkpoints, tidy
@@ -28,16 +30,6 @@ CONFIG = "config.yaml"
 _SECRETS = ("token", "secret", "password", "api_key", "apikey", "access_key")
 _TOKEN = re.compile(r"\b(hf_|sk-|api_org_)[A-Za-z0-9]{16,}\b")
 _NO_SECRETS = ("token_budget", "validation_tokens", "tokenizer", "tokenizer_vocab_size")
-
-
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved recipe that decides the result; two halves of one run agree on it."""
-    return {key: value for key, value in config.items() if key not in FREE_KEYS}
-
-
-def run_id(recipe: Recipe) -> str:
-    """Short digest of `identity`."""
-    return digest(identity(resolved(recipe)))[:16]
 
 
 @contextmanager
@@ -88,30 +80,29 @@ def _require_ours(recipe: Recipe, folder: Path) -> None:
         raise UserError(f"{folder} already holds this run; choose another output_dir, or resume auto")
 
 
-def differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> list[str]:
-    """One phrase for each key on which two recipes differ."""
-    out = []
-    for key in sorted(set(theirs) | set(mine), key=str):
-        a, b = theirs.get(key), mine.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            out.append(f"{prefix}{key} is {a} there and {b} here")
-    return out
-
-
 def write_environment(folder: Path, seed: int, processes: int) -> None:
-    """`environment.json`: versions, hardware, commit, seed, command. No environment variables, no secrets."""
+    """`environment.json`: versions, hardware, strategy, commit, seed, command. No environment variables, no secrets.
+
+    It describes the newest start; those before it, which a resumed run had, stand in ``earlier``, oldest first.
+    """
     names = ("ibnorm_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
     content = {
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
         "hardware": hardware(),
         "processes": processes,
+        "strategy": strategy(),
         "commit": _commit(),
         "seed": seed,
         "command": _without_secrets(sys.argv),
     }
-    write_json(folder / "environment.json", content)
+    path = folder / "environment.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        earlier = before.pop("earlier", [])
+        content["earlier"] = [*earlier, before]
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass  # the first start, or a file that nobody can read any more
+    write_json(path, content)
 
 
 def hardware() -> dict[str, Any]:

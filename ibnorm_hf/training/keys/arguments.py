@@ -3,13 +3,16 @@
 
 A key is written the same way in YAML (``learning_rate: 1.0e-3``) and on the command line
 (``--learning_rate 1e-3``). The sizes of the architecture are the one nested mapping, ``model``,
-and are written ``--model.hidden_size 256`` on the command line.
+and are written ``--model.hidden_size 256`` on the command line. Every key is bound (part of a run's
+identity) unless its class, or `table.py` for those of TrainingArguments, says that it is free.
 """
 
 # No `from __future__ import annotations`: HfArgumentParser needs real types.
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 
 @dataclass
@@ -53,7 +56,7 @@ class ModelArguments:
         },
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
+    lora_alpha: float = field(default=32.0, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices."})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Last parts of module names to adapt; null: PEFT's default for the model type."}
@@ -71,6 +74,10 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     """Which text, cut how."""
+
+    # How a global batch of text is cut into micro-batches changes nothing but rounding.
+    also_bound: ClassVar[frozenset[str]] = frozenset()
+    free: ClassVar[frozenset[str]] = frozenset({"max_bad_records", "prepare_workers"})
 
     corpus: str = field(
         default="embedded",
@@ -124,6 +131,8 @@ class DataArguments:
 class RunArguments(TrainingArguments):
     """Everything of TrainingArguments, with the defaults of a pretraining run, plus a few keys of our own."""
 
+    free: ClassVar[frozenset[str]] = frozenset({"resume", "grad_spike_factor", "dry_run", "sample_prompt", "processes"})
+
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps; exactly this many are taken."})
     global_batch_size: int | None = field(
         default=None,
@@ -144,14 +153,19 @@ class RunArguments(TrainingArguments):
         },
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "Print the plan and stop; reads no data and no weights, writes nothing."}
+        default=False,
+        metadata={"help": "Print the plan and stop; reads no data and no weights, writes nothing."},
     )
     sample_prompt: str = field(default="The", metadata={"help": "Start of the text generated at the end."})
+    processes: int | None = field(
+        default=None,
+        metadata={"help": "Processes that the run must have, where they change the model (images); null: as launched."},
+    )
 
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two logged lines."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide nan losses; never wanted here."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to validate: no, steps."})
+    eval_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "When to validate: no, steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; null keeps all."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Search for unused parameters at every step; there are none here."}
@@ -159,71 +173,3 @@ class RunArguments(TrainingArguments):
     report_to: None | str | list[str] = field(  # noqa: RUF036 - as in TrainingArguments
         default="none", metadata={"help": "Trackers: none, tensorboard, wandb, trackio."}
     )
-
-
-# Keys of TrainingArguments that would break a promise of this package, and what to use instead.
-REFUSED_KEYS = {
-    "resume_from_checkpoint": "use `resume`",
-    "num_train_epochs": "use `max_steps`",
-    "ignore_data_skip": "a resumed run must see the samples that an uninterrupted one would see",
-    "auto_find_batch_size": "it would change the samples of a step; lower per_device_train_batch_size yourself",
-    "train_sampling_strategy": "the order is always a seeded permutation",
-    "data_seed": "`seed` decides the order of the samples too",
-    "load_best_model_at_end": "the final weights are the run's result",
-    "use_liger_kernel": "it would replace the normalization under test",
-    "label_smoothing_factor": "losses would no longer be comparable",
-    "dataloader_drop_last": "the sampler yields exactly the samples of max_steps steps",
-    "hub_token": "secrets do not belong into recipes; log in with `hf auth login`",
-    "remove_unused_columns": "packed blocks hold no column to remove",
-    "average_tokens_across_devices": "a step's loss is the mean over its tokens, whatever the number of processes",
-    "save_only_model": "such a checkpoint cannot be resumed",
-    "per_gpu_train_batch_size": "use per_device_train_batch_size",
-}
-
-# Keys that may differ between the two halves of a resumed run: they change how fast or how loud a run is,
-# not what it computes. How a global batch is split over processes and micro-batches is among them.
-FREE_KEYS = frozenset(
-    {
-        "output_dir",
-        "resume",
-        "dry_run",
-        "sample_prompt",
-        "max_bad_records",
-        "prepare_workers",
-        "grad_spike_factor",
-        # where it is published
-        "push_to_hub",
-        "hub_model_id",
-        "hub_private_repo",
-        # how it is told
-        "report_to",
-        "run_name",
-        "project",
-        "disable_tqdm",
-        "log_level",
-        "log_level_replica",
-        "log_on_each_node",
-        "logging_first_step",
-        "skip_memory_metrics",
-        # how often it is validated and saved
-        "eval_strategy",
-        "eval_steps",
-        "eval_delay",
-        "eval_on_start",
-        "per_device_eval_batch_size",
-        "save_strategy",
-        "save_steps",
-        "save_total_limit",
-        # how it is spread over the machine
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_persistent_workers",
-        "dataloader_prefetch_factor",
-        "use_cpu",
-        "ddp_backend",
-        "ddp_find_unused_parameters",
-        "ddp_timeout",
-    }
-)

@@ -3,6 +3,7 @@
 
 # No `from __future__ import annotations`: HfArgumentParser needs real types.
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 AUGMENTATIONS = ("plain", "crop", "crop-flip", "resized-crop-flip")
 
@@ -10,6 +11,19 @@ AUGMENTATIONS = ("plain", "crop", "crop-flip", "resized-crop-flip")
 @dataclass
 class ImageArguments:
     """Which images, cut and changed how."""
+
+    # Batch statistics are those of a micro-batch, crops are drawn a micro-batch of a process at a time, and a forward
+    # pass that is repeated counts twice in the running statistics.
+    also_bound: ClassVar[frozenset[str]] = frozenset(
+        {
+            "per_device_train_batch_size",
+            "processes",
+            "activation_checkpointing",
+            "activation_checkpointing_kwargs",
+        }
+    )
+
+    free: ClassVar[frozenset[str]] = frozenset()
 
     images: str = field(
         default="digits",

@@ -8,7 +8,6 @@ import math
 import signal
 import statistics
 import sys
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ...common.paths import write_atomic
 from ...modeling.batch_norms import IBBatchNorm2d
 from ...modeling.norms import IBNorm
 from ...modeling.recognize import iter_norms
-from .anneal import AnnealLambda, to_compress
+from .anneal import to_compress
 
 
 class CompressionShares:
@@ -60,77 +59,71 @@ class CompressionShares:
 class RunLog(TrainerCallback):
     """Write ``metrics.jsonl`` and sober lines (a bar on a terminal); main process only.
 
-    Seconds count training alone: validation and saving are left out of tokens/s.
+    Tokens (or images), targets and the digest of the samples are those that arrived; speed is theirs over the time from
+    step end to step end without validation and saving, and ``data_wait`` the share of it spent waiting for data.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        tokens_per_step: int,
-        order: Any,
-        shares: CompressionShares | None,
-        anneal: AnnealLambda | None = None,
-    ) -> None:
-        self.path, self.tokens_per_step, self.order = path, tokens_per_step, order
-        self.shares, self.anneal = shares, anneal
-        self.seconds = self.begun = 0.0
-        self.steps = self.last_step = 0
+    def __init__(self, path: Path, trainer: Any, *, shares: CompressionShares | None) -> None:
+        self.path, self.trainer, self.shares = path, trainer, shares
+        self.units = 0  # that had arrived when the clock was read
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A resumed state brings the intervals of its checkpoint: those of this command count.
         state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
-            self.last_step = trim_log(self.path, state.global_step)
+            trim_log(self.path, state.global_step)
+            self.units = self.trainer.arrivals.units
             # On a terminal only: in a file, a bar would be thousands of lines.
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=not sys.stdout.isatty())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begun = time.perf_counter()
         if self.shares is not None:
             self.shares.active = (state.global_step + 1) % max(1, int(state.logging_steps)) == 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds += time.perf_counter() - self.begun
-        self.steps += 1
         if self.bar is not None:
             self.bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
+        objective = self.trainer.objective
         if "eval_loss" in logs:
             line = {"step": state.global_step, "eval_loss": logs["eval_loss"]}
-            line["eval_perplexity"] = logs["eval_perplexity"]
             text = f"step {state.global_step}  validation loss {line['eval_loss']:.4f}"
-            text += f"  perplexity {line['eval_perplexity']:.2f}"
+            for name, style in objective.shown.items():
+                line[f"eval_{name}"] = value = logs[f"eval_{name}"]
+                text += "" if value is None else f"  {name} {value:{style}}"
         elif "loss" in logs:
             line = self._training_line(state, logs)
             text = f"step {line['step']}/{state.max_steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}"
-            text += f"  {line['tokens_per_s']:,.0f} tokens/s"
+            text += f"  {line[f'{objective.unit}_per_s']:,.0f} {objective.unit}/s"
         else:
             return
         with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+            handle.write(json.dumps(line, allow_nan=False) + "\n")
         self._say(text)
 
     def _training_line(self, state: Any, logs: dict[str, float]) -> dict[str, Any]:
-        step = state.global_step
+        unit, arrivals = self.trainer.objective.unit, self.trainer.arrivals
+        seconds, waiting = self.trainer.clock.read()
         line: dict[str, Any] = {
-            "step": step,
+            "step": state.global_step,
             "loss": logs["loss"],
             "lr": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
-            "tokens": step * self.tokens_per_step,
-            "tokens_per_s": round(self.steps * self.tokens_per_step / self.seconds, 1) if self.seconds else 0.0,
-            "samples_sha256": self.order.ids_sha256(self.last_step + 1, step),
+            unit: arrivals.units,
+            "targets": arrivals.targets,
+            f"{unit}_per_s": round((arrivals.units - self.units) / seconds, 1) if seconds else 0.0,
+            "data_wait": round(waiting, 4),
+            "samples_sha256": arrivals.digest(),
         }
-        if self.anneal is not None:
-            line["norm_lambda"] = self.anneal.norm_lambda
+        self.units = arrivals.units
+        if self.trainer.anneal is not None:
+            line["norm_lambda"] = self.trainer.anneal.norm_lambda
         if self.shares is not None and (shares := self.shares.read()):
             line["share_over_lambda"] = {name: round(share, 6) for name, share in shares.items()}
-        self.seconds, self.steps, self.last_step = 0.0, 0, step
         return line
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -144,30 +137,25 @@ class RunLog(TrainerCallback):
             print(text, flush=True)
 
 
-def trim_log(path: Path, step: int) -> int:
-    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again.
-
-    Returns the step of the last training line kept, 0 without one.
-    """
+def trim_log(path: Path, step: int) -> None:
+    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again."""
     if not path.is_file():
-        return 0
-    kept, last = [], 0
+        return
+    kept = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
-            if line["step"] <= step:
+            if json.loads(text)["step"] <= step:
                 kept.append(text)
-                last = line["step"] if "loss" in line else last
         except (ValueError, KeyError, TypeError):
             continue
     write_atomic(path, "".join(f"{text}\n" for text in kept))
-    return last
 
 
 class StopOnSignal(TrainerCallback):
     """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second signal stops at once.
 
-    With several processes the decision is shared at every step, as all must save the same step.
+    With several processes the decision is shared, as all must save the same step: at every step on CPUs, and where
+    sharing would make the host wait for its device, at the steps that are logged or saved.
     """
 
     def __init__(self) -> None:
@@ -195,6 +183,8 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         wanted = self.received is not None
         if args.world_size > 1:
+            if args.device.type != "cpu" and not (control.should_log or control.should_save or control.should_evaluate):
+                return control
             flag = torch.tensor(float(wanted), device=args.device)
             torch.distributed.all_reduce(flag)
             wanted = bool(flag.item())
@@ -206,11 +196,12 @@ class StopOnSignal(TrainerCallback):
 
 
 class GradientGuard:
-    """Judge the norm of every step's gradient, over all processes and before clipping, ahead of the update.
+    """Judge the norm of every step's gradient, over all processes and before clipping.
 
     A norm that is no number always ends the run. So does one ``factor`` times the median of the last 64 steps,
     which clipping would turn into an update in the direction of one bad step; None switches this off. The norms are
-    kept in checkpoints, so that a resumed run judges as an uninterrupted one does.
+    kept in checkpoints, so that a resumed run judges as an uninterrupted one does. Norms are judged when the host waits
+    for its device anyhow, at the latest before anything is validated or saved: none that is bad reaches a checkpoint.
     """
 
     window, least = 64, 16
@@ -220,7 +211,7 @@ class GradientGuard:
         self.norms: deque[float] = deque(maxlen=self.window)
 
     def check(self, norm: float, step: int) -> None:
-        """Raise UserError if the run must stop before step ``step`` reaches the weights."""
+        """Raise UserError if the run must stop at step ``step``."""
         if not math.isfinite(norm):
             raise diverged("gradient", step, self.order)
         if self.factor is not None and len(self.norms) >= self.least:
@@ -245,5 +236,14 @@ def diverged(what: str, step: int, order: Any) -> UserError:
     return UserError(
         f"the {what} became nan or infinite at step {step} ({_blocks(order, step)}); earlier checkpoints are good: "
         "lower learning_rate, or lengthen warmup_steps, and start again",
+        exit_code=1,
+    )
+
+
+def diverged_validation(loss: float, step: int) -> UserError:
+    """The error of a run whose validation is no longer a number."""
+    return UserError(
+        f"the validation loss after step {step} is {loss}, no number: the weights have diverged; earlier checkpoints "
+        "are good: lower learning_rate, or lengthen warmup_steps, and start again",
         exit_code=1,
     )

@@ -7,47 +7,45 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from ...common.errors import UserError
-from ...common.packed import COLUMN, IGNORED, unpack
 from ...common.paths import sync_file
+from ...common.private_transformers import one_sequence_a_row
 from ..folder.manifest import SAVING, keep_last, publish, remove_folder, seal
 from ..model.trained_part import is_adapter, load_adapter
-from .callbacks import GradientGuard, diverged
+from .anneal import AnnealLambda
+from .arrivals import Arrivals, Marked, MarkingCollator, read_rows
+from .callbacks import GradientGuard, diverged, diverged_validation
+from .clock import TrainingClock
 from .decay import decay_groups
+from .objective import Objective
 from .order import SampleOrder
 from .sharded import full_optimizer_state, is_sharded, load_full_model, load_full_optimizer
 
 OWN_STATE = "ibnorm_state.json"
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Blocks -> (batch, block_size) int64 input_ids, and labels as `unpack` gives them."""
-    ids, labels = unpack(np.stack([row[COLUMN] for row in rows]))
-    return {"input_ids": ids, "labels": labels}
-
-
 class PretrainTrainer(Trainer):
-    """Trainer for packed blocks.
+    """Trainer for packed blocks, and for images.
 
     - samples: exactly `max_steps` steps in the order of `SampleOrder`, whatever the number of processes;
     - weight decay: groups by module class (`decay_groups`);
-    - validation: loss per token in eval mode, the same for every batch size and number of processes;
+    - validation: loss per token or image in eval mode, the same for every batch size and number of processes;
     - checkpoints: written aside, sealed by a manifest, moved into place; no pickled arguments.
     """
 
-    def __init__(self, *, model: nn.Module, args: Any, train: Dataset, validation: Dataset, tokenizer: Any) -> None:
+    def __init__(
+        self, *, model: nn.Module, args: Any, train: Any, validation: Any, objective: Objective, tokenizer: Any = None
+    ) -> None:
+        self.objective: Objective = objective
         self.order = SampleOrder(len(train), seed=args.seed, steps=args.max_steps, batch=self._batch_of(args))
         self.keep = args.save_total_limit
         args.save_total_limit = None  # Trainer would delete the old checkpoint before the new one is sealed
@@ -55,16 +53,23 @@ class PretrainTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train,
+            train_dataset=Marked(train),
             eval_dataset=validation,
-            data_collator=collate,
+            data_collator=MarkingCollator(objective),
             processing_class=tokenizer,
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        if not objective.over_the_batch:
+            self.model_accepts_loss_kwargs = False
         self.facts: dict[str, Any] = {}  # kept in every manifest
+        self.anneal: AnnealLambda | None = None
+        self._scored: tuple[int, dict[str, Any]] | None = None
         self.guard = GradientGuard(self.order, args.grad_spike_factor)
-        self._pending: list[Tensor] = []
+        self.arrivals, self.clock = Arrivals(self.order), TrainingClock()
+        self._losses: list[Tensor] = []  # of micro-batches, on the device, since the last `_settle`
+        self._norms: list[Tensor] = []  # of gradients, alike
+        self._pending: list[float] = []  # losses since the last log, settled
 
     @staticmethod
     def _batch_of(args: Any) -> int:
@@ -80,23 +85,68 @@ class PretrainTrainer(Trainer):
     # ---- losses: exact across a resume -------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch; stops the run when the loss is no number, before it can reach the weights."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not math.isfinite(loss.item()):
-            raise diverged("loss", self._next_step, self.order)
-        self._pending.append(loss)
+        """One micro-batch. Nothing here waits for the device."""
+        micro = len(self._losses) % self.args.gradient_accumulation_steps
+        draw = f"{self.args.seed}:{self.state.global_step}:{micro}:{self.args.process_index}"
+        batch = self.arrivals.take(self._prepare_inputs(inputs), self.objective)
+        # A compiled model must find everything as it was when it was compiled.
+        with nullcontext() if self.args.torch_compile else one_sequence_a_row():
+            loss = super().training_step(model, self.objective.train(batch, draw), num_items_in_batch)
+        self._losses.append(loss)
         return loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of a step; the time until they are there is time spent waiting for data."""
+        with self.clock.waiting():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nothing: Trainer would count the model's parameters at every micro-batch for a number that nobody reads."""
+        return 0
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # The loss scaling of fp16 and DeepSpeed meets infinite gradients on purpose and skips such steps.
-        if norm is not None and not (self.args.fp16 or self.is_deepspeed_enabled):
-            self.guard.check(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm), self._next_step)
+        if self._guarded:
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            self._norms.append(torch.as_tensor(norm, device=self.args.device))
         return norm
 
     @property
-    def _next_step(self) -> int:
-        return self.state.global_step + 1
+    def _guarded(self) -> bool:
+        # The loss scaling of fp16 and DeepSpeed meets infinite gradients on purpose and skips such steps.
+        return not (self.args.fp16 or self.is_deepspeed_enabled)
+
+    def settle(self) -> None:
+        """Fetch and judge what the steps since the last call left on the device; all processes call this together.
+
+        Raises:
+            UserError: a loss or gradient was no number, or a gradient spiked; the first such step is named.
+            RuntimeError: a private hook of Trainer was not called, so that nothing was judged.
+        """
+        last, micro = self.state.global_step, self.args.gradient_accumulation_steps
+        if not self._losses:
+            return
+        steps = len(self._losses) // micro
+        if self._guarded and len(self._norms) != steps:
+            raise RuntimeError("transformers no longer asks for the norm of the gradient as it did: no step was judged")
+        losses = torch.stack(self._losses).tolist()
+        norms = torch.stack(self._norms).tolist() if self._norms else []
+        self._losses, self._norms = [], []
+        bad = [last - steps + 1 + i // micro for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        first = self._first_of_all(min(bad, default=last + 1))
+        for step, norm in enumerate(norms, last - steps + 1):
+            if step < first:
+                self.guard.check(norm, step)
+        if first <= last:
+            raise diverged("loss", first, self.order)
+        self.arrivals.settle(self.accelerator, last)
+        self._pending += losses
+
+    def _first_of_all(self, step: int) -> int:
+        """The least of all processes' numbers."""
+        if self.args.world_size == 1:
+            return step
+        return int(self.accelerator.gather(torch.tensor([step], device=self.args.device)).min())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replace Trainer's running mean by the mean over all steps since the last log.
@@ -105,27 +155,34 @@ class PretrainTrainer(Trainer):
         in the checkpoint, so that the logged losses equal those of an uninterrupted run to the last bit.
         """
         if "loss" in logs:
+            self.settle()
             steps = len(self._pending) // self.args.gradient_accumulation_steps
-            total = torch.stack(self._pending).double().sum()
+            total = torch.tensor(self._pending, dtype=torch.float64, device=self.args.device).sum()
             if self.args.world_size > 1:
                 total = self.accelerator.reduce(total, "mean")
             logs["loss"] = total.item() / max(1, steps)
             self._pending.clear()
-        super().log(logs, start_time)
+        # What is no number (a gradient that fp16 scales down) is null: JSON knows neither nan nor infinity.
+        strict = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in logs.items()}
+        super().log(strict, start_time)  # type: ignore[arg-type]
 
     # ---- validation --------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Mean negative log likelihood a predicted token (nats) over all blocks, and its exponential."""
-        loss, tokens = self.token_loss(self.eval_dataset if eval_dataset is None else eval_dataset)
-        metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": math.exp(loss) if loss < 700 else float("inf"),
-            f"{metric_key_prefix}_tokens": tokens,
-        }
+        """The objective's scores over all of the validation data, logged."""
+        self.settle()
+        with self.clock.paused():
+            scores = self.scores(self.eval_dataset if eval_dataset is None else eval_dataset)
+        self._scored = (self.state.global_step, scores)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def last_scores(self) -> dict[str, Any] | None:
+        """The scores of the last step, if the training loop has just made them."""
+        return self._scored[1] if self._scored is not None and self._scored[0] == self.args.max_steps else None
 
     def validation_batches(self, count: int) -> Iterator[tuple[list[int], Tensor]]:
         """Batches of this process's share of ``count`` samples: their indices, and a float64 weight of each.
@@ -141,23 +198,29 @@ class PretrainTrainer(Trainer):
             yield [min(i, count - 1) for i in indices], weight
 
     @torch.no_grad()
-    def token_loss(self, blocks: Dataset) -> tuple[float, int]:
-        """(nats a token, tokens): sums over blocks in float64, so batches and processes do not matter."""
-        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+    def scores(self, data: Any) -> dict[str, Any]:
+        """Scores over a data set: sums over its rows in float64, so batches and processes do not matter.
+
+        Raises:
+            UserError: the loss is no number.
+        """
+        totals: Any = 0.0
         model = self.model_wrapped
         was_training = model.training
         model.eval()
-        for indices, weight in self.validation_batches(len(blocks)):
-            ids, labels = (part.to(self.args.device) for part in unpack(blocks[indices][COLUMN]))
+        for indices, weight in self.validation_batches(len(data)):
+            batch = self._prepare_inputs(self.objective.collate(read_rows(data, indices)))
             with self.accelerator.autocast():
-                logits = model(input_ids=ids, use_cache=False).logits
-            for row, targets, w in zip(logits, labels[:, 1:], weight, strict=True):
-                nats = F.cross_entropy(row[:-1].float(), targets, reduction="none").double().sum()
-                totals += torch.stack((w * nats, w * targets.ne(IGNORED).sum()))
+                logits = model(**self.objective.evaluate(batch)).logits
+            for row, w in zip(self.objective.sums(logits, batch["labels"]), weight, strict=True):
+                totals = totals + w * row
         model.train(was_training)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
-        return (totals[0] / totals[1]).item(), int(totals[1].item())
+        scores = self.objective.scores(totals.tolist())
+        if not math.isfinite(scores["loss"]):
+            raise diverged_validation(scores["loss"], self.state.global_step)
+        return scores
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 
@@ -186,6 +249,11 @@ class PretrainTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.settle()
+        with self.clock.paused():
+            self._save_sealed(model, trial)
+
+    def _save_sealed(self, model: nn.Module, trial: Any) -> None:
         run, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
         staging = run / SAVING
         if self.args.should_save:
@@ -197,7 +265,7 @@ class PretrainTrainer(Trainer):
             own = self._own_state()
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                (staging / name / OWN_STATE).write_text(json.dumps(own), encoding="utf-8")
+                (staging / name / OWN_STATE).write_text(json.dumps(own, allow_nan=False), encoding="utf-8")
                 sync_file(run / "metrics.jsonl")  # the log up to here must outlive a power cut, as the checkpoint does
                 seal(staging / name, {**self.facts, "step": self.state.global_step, "processes": self.args.world_size})
                 publish(staging / name, run / name)
@@ -210,12 +278,13 @@ class PretrainTrainer(Trainer):
 
     def _own_state(self) -> dict[str, Any]:
         """What Trainer forgets: losses since the last log (by process), and the usual size of a gradient."""
-        losses = torch.stack(self._pending) if self._pending else torch.zeros(0, device=self.args.device)
+        losses = torch.tensor(self._pending, device=self.args.device)
         losses = self.accelerator.gather(losses[None]) if self.args.world_size > 1 else losses[None]
         return {
             "losses": losses.tolist(),
             "accumulation": self.args.gradient_accumulation_steps,
             "grad_norms": list(self.guard.norms),
+            "arrivals": self.arrivals.state(),
         }
 
     def _restore_own_state(self, checkpoint: Path) -> None:
@@ -231,7 +300,13 @@ class PretrainTrainer(Trainer):
             steps = len(by_process[0]) // own["accumulation"]
             mean = sum(map(sum, by_process)) / len(by_process) / max(1, steps)
             losses = [mean / mine] * (steps * mine)
-        self._pending = [torch.tensor(float(loss), device=self.args.device) for loss in losses]
+        self._pending = [float(loss) for loss in losses]
+        if "arrivals" in own:
+            self.arrivals.load(own["arrivals"])
+        else:  # of an earlier version, which counted nothing
+            row = self.objective.collate(read_rows(self.eval_dataset, [0]))
+            step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+            self.arrivals.load({"marks": [], "units": step * self.order.batch * self.objective.count(row)[0]})
         self.guard.norms.extend(map(float, own["grad_norms"]))
 
     def resume(self, checkpoint: Path) -> None:

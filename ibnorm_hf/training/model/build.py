@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
@@ -36,6 +37,8 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
     kind = recipe.model.model_type
     defaults = _defaults(kind)
     values = _checked_sizes(recipe, defaults)
+    if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"key model_type: '{kind}' is no language model; to classify images give the key images")
     for flag in _NORM_FLAGS:
         value = getattr(recipe.model, flag)
         if value is None:
@@ -91,8 +94,6 @@ def _checked_positions(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedCo
 
 
 def _defaults(kind: str) -> dict[str, Any]:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     if kind not in CONFIG_MAPPING:
         raise UserError(f"key model_type: unknown model type '{kind}'{did_you_mean(kind, CONFIG_MAPPING.keys())}")
     config = CONFIG_MAPPING[kind]()

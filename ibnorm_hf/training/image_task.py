@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job's task on images: a classifier, judged by accuracy."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from ..common.paths import digest
+from .images.images import ImageData
+from .keys.recipe import Recipe
+from .loop.decay import decay_groups
+from .loop.objective import ImageObjective
+from .loop.trainer import PretrainTrainer
+from .model.image_build import (
+    ImageFacts,
+    Views,
+    arguments_of,
+    build_image_config,
+    build_image_model,
+    facts_of,
+    load_images,
+    planned_facts,
+)
+from .model.trained_part import take_trained_part, trained_counts
+from .plan import _classes, _size, trained_lines
+
+
+class ImageTask:
+    """Everything of a run that is about images. ``data`` are the images, loaded when first asked for."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.arguments = recipe, arguments_of(recipe)
+        self.memory = (
+            f"lower per_device_train_batch_size from {recipe.run.per_device_train_batch_size} and keep "
+            "global_batch_size; with batch statistics a smaller micro-batch is another model, so prefer more processes "
+            "with sync_batch_norm"
+        )
+
+    @cached_property
+    def data(self) -> ImageData:
+        """Training and validation images."""
+        return load_images(self.arguments)
+
+    @cached_property
+    def facts(self) -> ImageFacts:
+        """Their shape and classes."""
+        return facts_of(self.data, self.arguments)
+
+    @cached_property
+    def views(self) -> Views:
+        """How they reach the model."""
+        return Views(self.arguments, self.facts, self.data)
+
+    def plan(self, *, dry: bool) -> list[str]:
+        """What the recipe will do, as lines; ``dry`` loads nothing."""
+        return image_plan(self.recipe, planned_facts(self.arguments) if dry else self.facts)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """`data.json`: where the images are from, how many, and how they reach the model."""
+        data, parts = self.data, {}
+        for name, part in (("train", data.train), ("validation", data.validation)):
+            rows = getattr(part, "rows", None)
+            # A data set of the Hub is known by the fingerprint that `datasets` gives it, others by their bytes.
+            parts[name] = str(rows._fingerprint) if rows is not None else part.sha256()
+        return {
+            "source": data.source,
+            "classes": list(data.classes),
+            "train": {"images": len(data.train)},
+            "validation": {"images": len(data.validation)},
+            "input": {"channels": self.facts.channels, "height": self.facts.height, "width": self.facts.width},
+            "mean": self.views.mean.tolist(),
+            "std": self.views.std.tolist(),
+            "fingerprints": {"images": digest(parts)},
+        }
+
+    def samples(self) -> tuple[int, str]:
+        """How many training samples there are, and what one is called."""
+        return len(self.data.train), "image"
+
+    def trainer(self, manifest: dict[str, Any] | None = None, say: Any = print) -> PretrainTrainer:
+        """The trainer at step 0."""
+        run = self.recipe.run
+        set_seed(run.seed)
+        config = build_image_config(self.recipe, self.facts, self.data.classes)
+        sync = self.arguments.sync_batch_norm and run.world_size > 1
+        model = take_trained_part(build_image_model(config, sync=sync), self.recipe.model)
+        return PretrainTrainer(
+            model=model,
+            args=run,
+            train=self.data.train,
+            validation=self.data.validation,
+            objective=ImageObjective(self.views),
+        )
+
+    def validation(self, scores: dict[str, Any], trainer: PretrainTrainer) -> dict[str, Any]:
+        """`eval/validation.json` of the last step's scores."""
+        return {**scores, "images_seen": self.recipe.run.max_steps * trainer.order.batch}
+
+    def finish(self, trainer: PretrainTrainer, folder: Path) -> str:
+        """Nothing more: robustness is measured from the finished run."""
+        return ""
+
+
+def image_plan(recipe: Recipe, facts: ImageFacts) -> list[str]:
+    """A plan worked out on the meta device: model, steps, bytes, decay groups."""
+    config = build_image_config(recipe, facts)
+    model = take_trained_part(build_image_model(config, device="meta"), recipe.model)
+    run, (trained, count) = recipe.run, trained_counts(model)
+    batch = int(run.global_batch_size or 0)
+    groups = decay_groups(model)
+    optimizer = str(getattr(run.optim, "value", run.optim))
+    state = 4 * (count + (3 if "adam" in optimizer else 2) * trained)
+    norm = getattr(config, "norm_type", "its own norms")
+    return [
+        f"model: {config.model_type}, {norm}, {count:,} parameters, {facts.classes:,} classes",
+        *trained_lines(trained, count),
+        f"images: {facts.channels} x {facts.height} x {facts.width} from {arguments_of(recipe).images}, "
+        f"{arguments_of(recipe).augmentation}",
+        f"steps: {run.max_steps:,} of {batch:,} images = {run.max_steps * batch:,} in all "
+        f"({max(1, run.world_size)} processes x {run.gradient_accumulation_steps} micro-batches)",
+        f"bytes: {_size(state)} weights, gradients and optimizer a process, without activations",
+        f"decay: {len(groups.decay)} tensors: {_classes(groups.decay_classes)}",
+        f"no decay: {len(groups.no_decay)} tensors: {_classes(groups.no_decay_classes)}",
+    ]

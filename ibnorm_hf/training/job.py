@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one job: a recipe, of text or of images, becomes a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.utils import logging as hf_logging
+
+from ..common.errors import UserError
+from ..common.paths import sync_folder, write_json
+from .folder.failures import told
+from .folder.manifest import seal
+from .folder.resume import checkpoint_to_resume, require_same_data
+from .folder.run_folder import claim, write_environment
+from .image_task import ImageTask
+from .keys.identity import identity, run_id
+from .keys.image_arguments import ImageArguments
+from .keys.recipe import Recipe, resolved
+from .loop.callbacks import CompressionShares, RunLog, StopOnSignal
+from .loop.trainer import PretrainTrainer
+from .text_task import TextTask, prepare
+
+__all__ = ["Result", "prepare", "pretrain", "print_plan", "task_of", "train_to_the_end"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """End of a run: numbers as in eval/validation.json, or the signal that stopped it early.
+
+    ``per_s`` is its mean speed in tokens or images, ``task`` and ``model`` what is needed to judge the model further.
+    """
+
+    folder: Path
+    validation: dict[str, Any]
+    per_s: float | None
+    sample: str
+    stopped_by: int | None = None
+    task: TextTask | ImageTask | None = None
+    model: Any = None
+
+
+def task_of(recipe: Recipe) -> TextTask | ImageTask:
+    """What a recipe is about."""
+    data: Any = recipe.data
+    return ImageTask(recipe) if isinstance(data, ImageArguments) else TextTask(recipe)
+
+
+def print_plan(recipe: Recipe) -> None:
+    """The `--dry_run` of a recipe, and the recipe as config.yaml would hold it: no data, no weights, no file."""
+    for line in task_of(recipe).plan(dry=True):
+        print(line)
+    print(f"recipe:\n{yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)}", end="")
+
+
+def pretrain(recipe: Recipe) -> Result:
+    """Train a recipe to its last step, resuming what is there, and complete its run folder.
+
+    Raises:
+        UserError: for every mistake that can be put right, in one sentence.
+    """
+    folder, main = Path(str(recipe.run.output_dir)), recipe.run.process_index == 0
+    say = print if main else _silent
+    _quiet_libraries()
+    task = task_of(recipe)
+    space = "checkpoints before it are unharmed; free some room, and the same command goes on from the newest"
+    with told(folder=folder, space=space, memory=task.memory):
+        for line in task.plan(dry=False):
+            say(line)
+        with claim(recipe) if main else nullcontext():
+            return _run(recipe, task, folder, say)
+
+
+def _run(recipe: Recipe, task: TextTask | ImageTask, folder: Path, say: Any) -> Result:
+    run = recipe.run
+    checkpoint = checkpoint_to_resume(recipe, folder, say)
+    description = task.description
+    if checkpoint is not None:
+        require_same_data(checkpoint, description["fingerprints"])
+    _say_epochs(run.max_steps * int(run.global_batch_size or 0), *task.samples(), say)
+    trainer = make_trainer(recipe, task, folder, checkpoint[1] if checkpoint else None, say)
+    if run.process_index == 0:
+        write_json(folder / "data.json", description)
+        write_environment(folder, run.seed, max(1, run.world_size))
+    stopped_by = train_to_the_end(trainer, checkpoint, say)
+    if stopped_by is not None:
+        return Result(folder, {}, None, "", stopped_by=stopped_by)
+    return _finish(recipe, task, trainer, folder)
+
+
+def make_trainer(
+    recipe: Recipe, task: TextTask | ImageTask, folder: Path, manifest: dict[str, Any] | None = None, say: Any = print
+) -> PretrainTrainer:
+    """The task's trainer, with the log of its run. ``manifest`` is that of the checkpoint to go on from, if any."""
+    trainer: Any = task.trainer(manifest, say)
+    if _sharding_wanted() and not trainer.is_fsdp_enabled:
+        raise UserError("accelerate shards no model on this device and would copy it instead; use ddp.yaml, or a GPU")
+    trainer.facts |= {
+        "run_id": run_id(recipe),
+        "recipe": identity(resolved(recipe)),
+        "fingerprints": task.description["fingerprints"],
+    }
+    # Hooks inside a compiled model would break its graph.
+    shares = None if recipe.run.torch_compile else CompressionShares(trainer.model)
+    trainer.add_callback(RunLog(folder / "metrics.jsonl", trainer, shares=shares))
+    return trainer
+
+
+def train_to_the_end(trainer: PretrainTrainer, checkpoint: tuple[Path, dict[str, Any]] | None, say: Any) -> int | None:
+    """Train from the checkpoint, or from step 0, to the last step; returns the signal that stopped it before."""
+    done, steps = checkpoint[1]["step"] if checkpoint else 0, trainer.args.max_steps
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        if checkpoint is None:
+            trainer.train()
+        elif done < steps:
+            say(f"resume: {checkpoint[0].name}")
+            trainer.resume(checkpoint[0])
+        else:
+            say(f"resume: all {done} steps are done, nothing to train")
+            trainer.load(checkpoint[0])
+        trainer.settle()
+    stopped = stop.received is not None and trainer.state.global_step < steps
+    return int(stop.received) if stopped and stop.received is not None else None
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _quiet_libraries() -> None:
+    # Trainer repeats at the info and warning levels what our own lines say.
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    # PEFT asks transformers by an old name; nothing a user could do about it.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+
+
+def _say_epochs(samples: int, there: int, what: str, say: Any) -> None:
+    epochs = samples / there
+    seen = f": every {what} is seen up to {-(-samples // there):,} times" if epochs > 1 else ""
+    say(f"data: {samples:,} samples from {there:,} {what}s = {epochs:.2f} epochs{seen}")
+
+
+def _sharding_wanted() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def _finish(recipe: Recipe, task: TextTask | ImageTask, trainer: PretrainTrainer, folder: Path) -> Result:
+    """Validate, save `model/`, let the task add to it. Can be repeated: a kill in here loses nothing."""
+    scores = trainer.last_scores or trainer.scores(trainer.eval_dataset)
+    validation = {**task.validation(scores, trainer), "step": recipe.run.max_steps, "seed": recipe.run.seed}
+    _save_final(trainer, folder)
+    sample = ""
+    if recipe.run.process_index == 0:
+        sample = task.finish(trainer, folder)
+        write_json(folder / "eval" / "validation.json", validation)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    speed = _mean_speed(folder / "metrics.jsonl", f"{trainer.objective.unit}_per_s")
+    return Result(folder, validation, speed, sample, task=task, model=model)
+
+
+def _save_final(trainer: PretrainTrainer, folder: Path) -> None:
+    final = folder / "model"
+    with tempfile.TemporaryDirectory(prefix=".model.", dir=folder) if trainer.args.should_save else _nowhere() as aside:
+        trainer.save_model(aside)
+        if trainer.args.should_save:
+            new = Path(aside) / "new"
+            new.mkdir()
+            for path in [p for p in Path(aside).iterdir() if p != new]:
+                os.replace(path, new / path.name)
+            if final.exists():
+                os.replace(final, Path(aside) / "old")
+            new.chmod(0o755)
+            seal(new, {**trainer.facts, "step": trainer.args.max_steps})
+            os.replace(new, final)
+            sync_folder(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+class _nowhere:
+    """Stands for the temporary folder on processes that write nothing."""
+
+    def __enter__(self) -> str:
+        return os.devnull
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+def _mean_speed(path: Path, key: str) -> float | None:
+    """Mean of the logged speeds but the first, which holds warm-up; None without lines."""
+    if not path.is_file():
+        return None
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    speeds = [line[key] for line in lines if line.get(key)]
+    speeds = speeds[1:] or speeds
+    return len(speeds) / sum(1 / s for s in speeds) if speeds else None

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's file and the command line's words -> one mapping of known keys to typed values. Builds nothing yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from transformers import TrainingArguments
+
+from ...common.errors import UserError, did_you_mean, nearest
+from .arguments import DataArguments, ModelArguments, RunArguments
+from .image_arguments import ImageArguments
+from .table import BOUND, FREE, IDENTITY_VERSION, REFUSED, SYNONYMS, VERSION_KEY
+from .values import fit, from_words
+
+
+@dataclass
+class Asked:
+    """What a recipe and its command line ask for.
+
+    Args:
+        values: key -> value, of the type that the key's dataclass declares.
+        sizes: the ``model:`` mapping.
+        where: key -> the file or `command line`, for messages.
+        default: what to name for a key that nobody gave.
+        data: the dataclass of the data's keys: text or images.
+    """
+
+    values: dict[str, Any]
+    sizes: dict[str, Any]
+    where: dict[str, str]
+    default: str
+    data: type
+
+    def place(self, key: str) -> str:
+        """Where a key stands."""
+        return self.where.get(key, self.default)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The keys of the command line, sizes as ``model.NAME``, in their order."""
+        found = [key for key, where in self.where.items() if where == COMMAND_LINE]
+        return {
+            key: self.sizes[key.removeprefix("model.")] if key.startswith("model.") else self.values[key]
+            for key in found
+        }
+
+
+COMMAND_LINE = "command line"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice: YAML would silently keep the last.
+
+    Nor does it know aliases: a recipe needs none, and a few lines of them can stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float, bool)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is there twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a recipe file into a flat mapping (``model`` stays nested).
+
+    Raises:
+        UserError: the file is absent, not UTF-8, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = nearest(path, Path("recipes").rglob("*.yaml"))
+        raise UserError(f"recipe file {path} does not exist{f'; did you mean {near}?' if near else ''}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe file {path} cannot be read: {error}") from None
+    try:
+        content = yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{where}: not valid YAML: {problem}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, one `key: value` a line")
+    return content
+
+
+def scalar(text: str) -> Any:
+    """A command-line word as YAML would read it; `1e-5`, a string in YAML 1.1, is a number here."""
+    try:
+        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, list[str]]:
+    """Split ``--key value ... --other=value`` into a mapping of keys to their words."""
+    overrides: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for word in arguments:
+        if word.startswith("--") and len(word) > 2:
+            key, equals, value = word[2:].partition("=")
+            current = overrides[_normal(key)] = [value] if equals else []
+        elif current is None:
+            raise UserError(f"command line: '{word}' is not a --key; write `RECIPE --key value`")
+        else:
+            current.append(word)
+    return overrides
+
+
+def _normal(key: str) -> str:
+    head, dot, tail = key.partition(".")
+    return head.replace("-", "_") + dot + tail.replace("-", "_")
+
+
+def known_keys(data: type) -> dict[str, dataclasses.Field[Any]]:
+    """Every key that a recipe with this kind of data may name, and its field.
+
+    A key of TrainingArguments that `table.py` does not name is none of them: somebody has to think about it first.
+    """
+    fields = {f.name: f for cls in (ModelArguments, data, RunArguments) for f in dataclasses.fields(cls)}
+    library = {f.name for f in dataclasses.fields(TrainingArguments)}
+    # Where both names of a key are there, the old one only repeats the new one.
+    old = {name for name, new in SYNONYMS.items() if new in fields}
+    thought_about = (BOUND | FREE | set(SYNONYMS)) - old
+    return {name: f for name, f in fields.items() if name not in library or name in thought_about}
+
+
+@lru_cache
+def key_types(data: type) -> dict[str, Any]:
+    """Key -> type, as declared; the fields' own ``type`` is rewritten by HfArgumentParser."""
+    return {k: t for cls in (ModelArguments, data, RunArguments) for k, t in get_type_hints(cls).items()}
+
+
+def read(path: str | Path, arguments: list[str]) -> Asked:
+    """Merge a recipe's file with the command line, which wins, and fit every value to its key.
+
+    A recipe that says ``images`` trains a classifier: its data keys are those of ``ImageArguments``.
+
+    Raises:
+        UserError: an unknown, misspelt, refused or mistyped key, naming where it stands.
+    """
+    path = Path(path)
+    content, overrides = read_yaml(path), parse_overrides(arguments)
+    version = content.pop(VERSION_KEY, IDENTITY_VERSION)  # of a run's config.yaml
+    if not isinstance(version, int) or version > IDENTITY_VERSION:
+        raise UserError(f"{path} was written by a later version of ibnorm_hf; update it")
+    data: type = ImageArguments if "images" in {*content, *overrides} else DataArguments
+    known, types = known_keys(data), key_types(data)
+    asked = Asked({}, _sizes(content.pop("model", None), path), {}, str(path), data)
+    for key, value in content.items():
+        _take(asked, key, value, str(path), known, types)
+    for key, words in overrides.items():
+        if key.startswith("model."):
+            if len(words) != 1:
+                raise UserError(f"command line: --{key} takes one value")
+            asked.sizes[key.removeprefix("model.")] = scalar(words[0])
+            asked.where[key] = COMMAND_LINE
+        else:
+            _take(asked, key, words, COMMAND_LINE, known, types)
+    return asked
+
+
+def _sizes(value: Any, path: Path) -> dict[str, Any]:
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: key 'model' is a mapping of sizes, e.g. `model: {{hidden_size: 256}}`")
+    return {str(k): scalar(v) if isinstance(v, str) else v for k, v in value.items()}
+
+
+def _take(asked: Asked, key: str, value: Any, where: str, known: Collection[str], types: dict[str, Any]) -> None:
+    name = _check_key(key, where, known)
+    kind = types[name]
+    try:
+        if where == COMMAND_LINE:
+            value = from_words(kind, value)
+        asked.values[name] = fit(kind, value)
+    except ValueError as error:
+        raise UserError(f"{where}: key {name}: {error}") from None
+    asked.where.pop(name, None)  # keys of the command line stand in its order
+    asked.where[name] = where
+
+
+def _check_key(key: str, where: str, known: Collection[str]) -> str:
+    """Return the key under the name that the installed Transformers uses, or raise UserError."""
+    for old, new in SYNONYMS.items():
+        if key in (old, new) and (old in known or new in known):
+            return new if new in known else old
+    if key in REFUSED:
+        raise UserError(f"{where}: key '{key}' is not supported: {REFUSED[key]}")
+    if key not in known:
+        raise UserError(f"{where}: unknown key '{key}'{did_you_mean(key, [*known, 'model'])}")
+    return key

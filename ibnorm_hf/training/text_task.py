@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job's task on text: packed blocks, a causal language model, perplexity, and a sample at the end."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
+
+from ..common.errors import UserError
+from ..common.packed import COLUMN, unpack
+from ..common.paths import cache_root, write_atomic
+from .folder.failures import told
+from .keys.recipe import Recipe
+from .loop.anneal import AnnealLambda, LambdaPath, plan_lambda
+from .loop.objective import TextObjective
+from .loop.trainer import PretrainTrainer
+from .model.build import build_config, build_trained_model, lambda_schedule, vocab_size
+from .model.trained_part import frozen_sha256, is_adapter
+from .plan import make_plan, plan_lines
+from .text.prepare import PreparedData, prepare_data
+
+_CALIBRATION_BLOCKS = 8  # training blocks on which `start: auto` and `unit: spread` are measured
+
+
+def prepare(recipe: Recipe) -> PreparedData:
+    """Make, or find, the packed blocks of a recipe and nothing more. Every block is checked against its sums."""
+    run = recipe.run
+    tokens = run.max_steps * int(run.global_batch_size or 0) * recipe.data.block_size
+    with told(
+        folder=cache_root(),
+        space="free some, or set IBNORM_CACHE to another disk; the same command goes on from the last shard",
+        memory="lower prepare_workers",
+    ):
+        # One process a machine reads everything once: silent damage on disk would be trained on otherwise.
+        say, check = print if run.process_index == 0 else _silent, run.local_process_index == 0
+        return prepare_data(recipe.data, vocab_size=vocab_size(recipe), run_tokens=tokens, say=say, check=check)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+class TextTask:
+    """Everything of a run that is about text. ``data`` are its blocks, prepared when first asked for."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.memory = (
+            f"lower per_device_train_batch_size from {recipe.run.per_device_train_batch_size} and keep "
+            "global_batch_size, which leaves every step's samples as they are, set activation_checkpointing, or lower "
+            f"block_size from {recipe.data.block_size}; checkpoints are unharmed"
+        )
+
+    @cached_property
+    def data(self) -> PreparedData:
+        """The packed blocks."""
+        return prepare(self.recipe)
+
+    def plan(self, *, dry: bool) -> list[str]:
+        """What the recipe will do, as lines; reads no data."""
+        return plan_lines(make_plan(self.recipe))
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """`data.json`."""
+        return self.data.description
+
+    def samples(self) -> tuple[int, str]:
+        """How many training samples there are, and what one is called."""
+        return len(self.data.train), "block"
+
+    def trainer(self, manifest: dict[str, Any] | None = None, say: Any = print) -> PretrainTrainer:
+        """The trainer at step 0. ``manifest`` is that of the checkpoint to go on from, if any."""
+        recipe, data = self.recipe, self.data
+        set_seed(recipe.run.seed)
+        config = build_config(recipe, data.tokenizer)
+        model = build_trained_model(recipe, config)
+        trainer = PretrainTrainer(
+            model=model,
+            args=recipe.run,
+            train=data.train,
+            validation=data.validation,
+            objective=TextObjective(),
+            tokenizer=data.tokenizer,
+        )
+        if commit := getattr(config, "_commit_hash", None):
+            trainer.facts["pretrained_commit"] = commit  # of a base on the Hub, which may move on
+        if is_adapter(model):
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                raise UserError(
+                    "an adapter is trained on whole copies of its base: use accelerate/ddp.yaml, or one process"
+                )
+            trainer.facts["base"] = frozen_sha256(model)
+            if manifest and manifest.get("base") != trainer.facts["base"]:
+                raise UserError(f"the weights of {recipe.model.pretrained} have changed since; bring the old ones back")
+        trainer.anneal = self._annealing(config, trainer, manifest, say)
+        return trainer
+
+    def _annealing(
+        self, config: Any, trainer: PretrainTrainer, manifest: dict[str, Any] | None, say: Any
+    ) -> AnnealLambda | None:
+        """Lower lambda as the recipe says. What had to be measured is measured once, and read again on resuming."""
+        found = lambda_schedule(self.recipe, config)
+        if found is None:
+            return None
+        model: Any = trainer.model
+        try:
+            path = LambdaPath.from_dict(manifest["norm_lambda"]) if manifest else None
+        except (KeyError, TypeError, ValueError):
+            raise UserError("the checkpoint does not say how its lambda fell; choose another output_dir") from None
+        if path is None:
+            # Spread over the corpus: its first blocks may be all of one kind.
+            train = self.data.train
+            count = len(train)
+            rows = train[sorted({i * count // _CALIBRATION_BLOCKS for i in range(_CALIBRATION_BLOCKS)})][COLUMN]
+            # Rounding may differ between the machines of a run, and its processes must agree on lambda.
+            path = broadcast_object_list([plan_lambda(model, *found, *unpack(rows))])[0]
+            for line in path.lines():
+                say(line)
+        trainer.facts["norm_lambda"] = path.as_dict()
+        anneal = AnnealLambda(model, path)
+        anneal.set(manifest["step"] if manifest else 1, self.recipe.run.max_steps)
+        trainer.add_callback(anneal)
+        return anneal
+
+    def validation(self, scores: dict[str, Any], trainer: PretrainTrainer) -> dict[str, Any]:
+        """`eval/validation.json` of the last step's scores."""
+        facts = self.data.description["validation"]
+        return {
+            **scores,
+            "bits_per_byte": scores["loss"] / math.log(2) / facts["bytes_per_token"],
+            "blocks": len(self.data.validation),
+            "sha256": facts["sha256"],
+            "tokens_seen": self.recipe.run.max_steps * trainer.order.batch * self.recipe.data.block_size,
+        }
+
+    def finish(self, trainer: PretrainTrainer, folder: Path) -> str:
+        """What the main process does when `model/` is saved: a sample, which is returned."""
+        sample = generate_sample(trainer, self.data.tokenizer, self.recipe.run.sample_prompt, self.recipe.run.seed)
+        write_atomic(folder / "eval" / "sample.txt", sample + "\n")
+        return sample
+
+
+def generate_sample(trainer: PretrainTrainer, tokenizer: Any, prompt: str, seed: int) -> str:
+    """Forty sampled tokens after ``prompt``: the same for the same weights and seed."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return ""  # one process alone cannot run a sharded model
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(trainer.args.device)
+    if not ids.numel():
+        ids = torch.tensor([[tokenizer.eos_token_id]], device=trainer.args.device)
+    model.eval()
+    with torch.random.fork_rng(), trainer.accelerator.autocast():
+        torch.manual_seed(seed)
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=40,
+            do_sample=True,
+            top_k=50,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    return str(tokenizer.decode(out[0], skip_special_tokens=True))

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One seed for whatever a session draws at random; it is printed first, and taken back from ``IBNORM_TEST_SEED``."""
+
+import os
+import random
+
+import pytest
+
+SEED = "IBNORM_TEST_SEED"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # The environment hands it to subprocesses and to workers of the same session.
+    seed = os.environ.setdefault(SEED, str(random.SystemRandom().randrange(1 << 31)))
+    if getattr(config.option, "hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = seed
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {os.environ[SEED]} (the same again: {SEED}={os.environ[SEED]} pytest ...)"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """`-q` prints no header; a failure must name the seed anyhow."""
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line(f"seed: {SEED}={os.environ[SEED]}")
+
+
+@pytest.fixture(scope="session")
+def session_seed() -> int:
+    """What a test that draws at random starts from."""
+    return int(os.environ[SEED])

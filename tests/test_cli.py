@@ -157,3 +157,10 @@ def test_several_devices_without_a_launcher_are_launched_over(monkeypatch, capsy
     from ibnorm_hf.training.keys.launch import launch_over_devices
 
     assert launch_over_devices("pretrain", recipe, []) is None and len(started) == 1
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = f"{sys.executable} -m ibnorm_hf.cli keys | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    assert done.returncode in (0, 141)

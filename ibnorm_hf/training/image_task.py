@@ -26,7 +26,7 @@ from .model.image_build import (
     planned_facts,
 )
 from .model.trained_part import take_trained_part, trained_counts
-from .plan import _classes, _size, trained_lines
+from .plan import _classes, size_text, trained_lines
 
 
 class ImageTask:
@@ -123,7 +123,7 @@ def image_plan(recipe: Recipe, facts: ImageFacts) -> list[str]:
         f"{arguments_of(recipe).augmentation}",
         f"steps: {run.max_steps:,} of {batch:,} images = {run.max_steps * batch:,} in all "
         f"({max(1, run.world_size)} processes x {run.gradient_accumulation_steps} micro-batches)",
-        f"bytes: {_size(state)} weights, gradients and optimizer a process, without activations",
+        f"bytes: {size_text(state)} weights, gradients and optimizer a process, without activations",
         f"decay: {len(groups.decay)} tensors: {_classes(groups.decay_classes)}",
         f"no decay: {len(groups.no_decay)} tensors: {_classes(groups.no_decay_classes)}",
     ]

@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from ..common.errors import UserError
 from ..common.paths import sync_folder, write_json
+from .early import try_trainer_parts
 from .folder.failures import told
 from .folder.manifest import seal
 from .folder.resume import checkpoint_to_resume, require_same_data
@@ -58,6 +59,7 @@ def print_plan(recipe: Recipe) -> None:
     """The `--dry_run` of a recipe, and the recipe as config.yaml would hold it: no data, no weights, no file."""
     for line in task_of(recipe).plan(dry=True):
         print(line)
+    try_trainer_parts(recipe)
     print(f"recipe:\n{yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)}", end="")
 
 
@@ -75,6 +77,7 @@ def pretrain(recipe: Recipe) -> Result:
     with told(folder=folder, space=space, memory=task.memory):
         for line in task.plan(dry=False):
             say(line)
+        try_trainer_parts(recipe)
         with claim(recipe) if main else nullcontext():
             return _run(recipe, task, folder, say)
 

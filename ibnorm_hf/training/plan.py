@@ -54,7 +54,12 @@ def make_plan(recipe: Recipe) -> Plan:
         accumulation=run.gradient_accumulation_steps,
         processes=max(1, run.world_size),
         bytes_state=4 * (parameters + words * trained),
-        bytes_activations=_activation_bytes(config, run.per_device_train_batch_size * block, run.bf16 or run.fp16),
+        bytes_activations=_activation_bytes(
+            config,
+            run.per_device_train_batch_size * block,
+            half=run.bf16 or run.fp16,
+            again=bool(getattr(run, "activation_checkpointing", run.gradient_checkpointing)),
+        ),
         groups=decay_groups(model),
         description=f"{config.model_type}, {getattr(config, 'norm_type', 'its own norms')}",
         annealing=_annealing(recipe, config),
@@ -74,12 +79,16 @@ def _annealing(recipe: Recipe, config: Any) -> str:
     )
 
 
-def _activation_bytes(config: Any, tokens: int, half: bool) -> int:
-    """Rough: what a pre-norm block keeps for backward with fused attention, plus fp32 logits twice."""
+def _activation_bytes(config: Any, tokens: int, *, half: bool, again: bool) -> int:
+    """Rough: what a pre-norm block keeps for backward with fused attention, plus fp32 logits twice.
+
+    Computed ``again``, a block keeps its input alone, and one block at a time the rest.
+    """
     config = config.get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
-    per_token = layers * (10 * width + 4 * inner) * (2 if half else 4)
+    a_block = 10 * width + 4 * inner
+    per_token = (layers * width + a_block if again else layers * a_block) * (2 if half else 4)
     return tokens * (per_token + 2 * 4 * config.vocab_size)
 
 
@@ -94,8 +103,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"({plan.processes} processes x {plan.accumulation} micro-batches)",
         f"tokens: {plan.tokens:,} in all, {plan.tokens / plan.parameters:.1f} a parameter, "
         f"{6 * plan.parameters * plan.tokens:.2e} FLOPs",
-        f"bytes: {_size(plan.bytes_state)} weights, gradients and optimizer + about "
-        f"{_size(plan.bytes_activations)} activations a process",
+        f"bytes: {size_text(plan.bytes_state)} weights, gradients and optimizer + about "
+        f"{size_text(plan.bytes_activations)} activations a process",
         f"decay: {len(groups.decay)} tensors: {_classes(groups.decay_classes)}",
         f"no decay: {len(groups.no_decay)} tensors: {_classes(groups.no_decay_classes)}",
     ]
@@ -112,5 +121,6 @@ def _classes(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda i: -i[1])) or "none"
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes in the unit that people read them in."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

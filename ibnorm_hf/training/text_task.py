@@ -20,6 +20,7 @@ from .keys.recipe import Recipe
 from .loop.anneal import AnnealLambda, LambdaPath, plan_lambda
 from .loop.objective import TextObjective
 from .loop.trainer import PretrainTrainer
+from .memory import shortage
 from .model.build import build_config, build_trained_model, lambda_schedule, vocab_size
 from .model.trained_part import frozen_sha256, is_adapter
 from .plan import make_plan, plan_lines
@@ -63,8 +64,16 @@ class TextTask:
         return prepare(self.recipe)
 
     def plan(self, *, dry: bool) -> list[str]:
-        """What the recipe will do, as lines; reads no data."""
-        return plan_lines(make_plan(self.recipe))
+        """What the recipe will do, as lines; reads no data.
+
+        Raises:
+            UserError: it does not fit into memory, and neither ``dry`` nor the key force is set.
+        """
+        plan = make_plan(self.recipe)
+        short = shortage(plan, self.recipe)
+        if short and not dry and not self.recipe.run.force:
+            raise UserError(f"{short}; --force tries it all the same")
+        return [*plan_lines(plan), *([f"memory: {short}"] if short else [])]
 
     @cached_property
     def description(self) -> dict[str, Any]:

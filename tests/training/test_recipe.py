@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.training import memory
+from ibnorm_hf.training.job import pretrain, print_plan
 from ibnorm_hf.training.keys.identity import identity
 from ibnorm_hf.training.keys.recipe import load_recipe, resolved
 from ibnorm_hf.training.model.build import build_config
@@ -112,3 +114,67 @@ def test_accumulation_follows_from_the_global_batch(make_recipe):
     split = make_recipe("--global_batch_size", 12, "--per_device_train_batch_size", 2)
     assert identity(resolved(split)) == identity(resolved(recipe))
     assert identity(resolved(make_recipe("--global_batch_size", 16))) != identity(resolved(recipe))
+
+
+# ---- before anything is packed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--report_to", "mlflow"], "key report_to: mlflow cannot be used: package mlflow is not installed"),
+        (["--report_to", "nothing"], "key report_to: nothing cannot be used: nothing is not supported"),
+        (["--optim", "adamw_bnb_8bit"], "key optim: adamw_bnb_8bit cannot be used: "),
+        (["--lr_scheduler_type", "warmup_stable_decay"], "key lr_scheduler_type: warmup_stable_decay with"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "key lr_scheduler_type: cosine_with_min_lr with"),
+        (["--lr_scheduler_kwargs", "{min_lr: 1}"], "key lr_scheduler_type: cosine with lr_scheduler_kwargs"),
+    ],
+)
+@pytest.mark.parametrize("job", [print_plan, pretrain])
+def test_what_only_trainer_would_notice_is_said_before_packing(words, said, job, make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("ibnorm_hf.training.text_task.prepare", lambda recipe: pytest.fail("packed before"))
+    with pytest.raises(UserError) as caught:
+        job(make_recipe(*words))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_the_micro_batch_that_does(make_recipe, monkeypatch, capsys):
+    words = ("--global_batch_size", 64, "--per_device_train_batch_size", 64)
+    plan = make_plan(make_recipe(*words))
+    a_sample = plan.bytes_activations // 64
+    monkeypatch.setattr(memory, "room", lambda run: plan.bytes_state + 40 * a_sample)
+    monkeypatch.setattr("ibnorm_hf.training.text_task.prepare", lambda recipe: pytest.fail("went on"))
+    with pytest.raises(UserError, match=r"per_device_train_batch_size 32 is the largest that fits; --force tries"):
+        pretrain(make_recipe(*words))
+    print_plan(make_recipe(*words))
+    assert "memory: weights, optimizer and activations need" in capsys.readouterr().out
+    assert memory.shortage(make_plan(smaller := make_recipe(*words[:3], 32)), smaller) is None
+    with pytest.raises(pytest.fail.Exception, match="went on"):
+        pretrain(make_recipe(*words, "--force"))
+    monkeypatch.setattr(memory, "room", lambda run: plan.bytes_state)
+    with pytest.raises(UserError, match="no micro-batch fits"):
+        pretrain(make_recipe(*words))
+
+
+def test_room_is_what_the_container_may_have(make_recipe, monkeypatch, tmp_path: Path):
+    run = make_recipe().run
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "max")
+    everything = memory.room(run)
+    assert everything > 2**28
+    (tmp_path / "max").write_text("1048576\n")
+    assert memory.room(run) == 2**20
+    (tmp_path / "max").write_text("max\n")
+    assert memory.room(run) == everything
+
+
+def test_activation_checkpointing_keeps_less(make_recipe):
+    sizes = ("--model.num_hidden_layers", 8)
+    whole, again = (make_plan(make_recipe(*sizes, *w)) for w in ((), ("--activation_checkpointing", "true")))
+    assert again.bytes_activations < whole.bytes_activations
+
+
+def test_a_recipe_that_names_no_model_is_refused(tmp_path: Path):
+    (tmp_path / "r.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"r\.yaml: key model is missing: .*or `pretrained`"):
+        load_recipe(tmp_path / "r.yaml")

@@ -131,7 +131,9 @@ class DataArguments:
 class RunArguments(TrainingArguments):
     """Everything of TrainingArguments, with the defaults of a pretraining run, plus a few keys of our own."""
 
-    free: ClassVar[frozenset[str]] = frozenset({"resume", "grad_spike_factor", "dry_run", "sample_prompt", "processes"})
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"resume", "grad_spike_factor", "dry_run", "force", "sample_prompt", "processes"}
+    )
 
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps; exactly this many are taken."})
     global_batch_size: int | None = field(
@@ -157,6 +159,9 @@ class RunArguments(TrainingArguments):
         metadata={"help": "Print the plan and stop; reads no data and no weights, writes nothing."},
     )
     sample_prompt: str = field(default="The", metadata={"help": "Start of the text generated at the end."})
+    force: bool = field(
+        default=False, metadata={"help": "Try a plan that needs more memory than there is, instead of refusing it."}
+    )
     processes: int | None = field(
         default=None,
         metadata={"help": "Processes that the run must have, where they change the model (images); null: as launched."},

@@ -24,7 +24,7 @@ from .reading import Asked, known_keys, read
 from .table import IDENTITY_VERSION, VERSION_KEY, is_bound
 
 # Keys of a single start, or which follow from others: not written down.
-_NOT_KEPT = ("dry_run", "resume", "gradient_accumulation_steps")
+_NOT_KEPT = ("dry_run", "force", "resume", "gradient_accumulation_steps")
 # Free keys whose value is the machine's where nobody gave one: it is chosen anew elsewhere.
 _OF_THE_MACHINE = ("use_cpu", "dataloader_pin_memory", "disable_tqdm", "processes")
 _FAMILIES = ("llama", "gpt2", "vit", "resnet", "finetune")

@@ -7,7 +7,6 @@ with the Auto classes of transformers; everything else is loaded when it is firs
 
 import sys
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -77,6 +76,6 @@ def _check_transformers(version: str) -> None:
 
 _check_transformers(metadata.version("transformers"))
 
-# The console script answers --help without loading torch; its commands import the registration themselves.
-if Path(sys.argv[0] if sys.argv else "").name != "ibnorm-hf":
+# The program's own module answers --help without loading torch; its jobs import the registration themselves.
+if "ibnorm_hf_command" not in sys.modules:
     from . import registration as registration

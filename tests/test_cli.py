@@ -22,9 +22,9 @@ STEPS = 400
 
 def test_help_is_quick_and_loads_nothing_heavy():
     code = (
-        "import sys; sys.argv[0] = 'ibnorm-hf'\n"
-        "from ibnorm_hf.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "import sys; sys.argv = ['anything', '--help']\n"
+        "from ibnorm_hf_command import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -32,6 +32,25 @@ def test_help_is_quick_and_loads_nothing_heavy():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert time.monotonic() - start < 1.5
     assert all(job in out for job in ("pretrain", "prepare", "norms"))
+
+
+def test_the_name_of_a_program_decides_nothing():
+    code = (
+        "import sys; sys.argv = ['ibnorm-hf']\n"
+        "import ibnorm_hf\n"
+        "from transformers import AutoConfig\n"
+        "assert AutoConfig.for_model('ibnorm_llama').model_type == 'ibnorm_llama'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_program_is_the_command_line():
+    content = (ROOT / "pyproject.toml").read_text()
+    assert 'ibnorm-hf = "ibnorm_hf_command:main"' in content and 'py-modules = ["ibnorm_hf_command"]' in content
+    done = subprocess.run(
+        [sys.executable, "-m", "ibnorm_hf_command", "norms"], capture_output=True, cwd=ROOT, text=True
+    )
+    assert done.returncode == 0 and "ibnorm-l" in done.stdout
 
 
 def test_norms_lists_every_norm(capsys):

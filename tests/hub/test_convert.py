@@ -80,7 +80,7 @@ def test_the_console_script_saves_dtype_and_generation_settings_too(tmp_path):
     source = AutoModelForCausalLM.from_pretrained(tmp_path / "vanilla", dtype=torch.bfloat16)
     source.generation_config.update(eos_token_id=[2, 7], do_sample=True, temperature=0.3)
     source.save_pretrained(tmp_path / "vanilla")
-    code = "import sys; sys.argv[0] = 'ibnorm-hf'; from ibnorm_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from ibnorm_hf_command import main; sys.exit(main())"
     command = ["convert", str(tmp_path / "vanilla"), str(tmp_path / "out"), "--norm_type", "ibnorm-l"]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

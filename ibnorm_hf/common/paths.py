@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from .secrets import hide
+from .strict_json import dumps
 
 
 def cache_root() -> Path:
@@ -40,12 +41,15 @@ def sync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a small text file so that a reader, or a crash, sees the old or the new one, never half."""
+    """Write a small text file so that a reader, or a crash, sees the old or the new one, never half.
+
+    What looks like a credential is written as ``<hidden>``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(text)
+            handle.write(hide(text))
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -56,19 +60,11 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; nan and infinity are refused, since they are not JSON."""
-    write_atomic(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    """Write JSON atomically; ValueError for nan and infinity, since they are not JSON."""
+    write_atomic(path, dumps(content) + "\n")
 
 
-def digest(content: Any) -> str:
-    """Hex SHA-256 of a JSON-able value, in canonical form."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces of 1 MiB."""
-    checksum = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while piece := handle.read(1 << 20):
-            checksum.update(piece)
-    return checksum.hexdigest()
+def append_json_line(path: Path, content: Any) -> None:
+    """Add one JSON object as a line; ValueError for nan and infinity, since they are not JSON."""
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(hide(dumps(content, indent=None, sort_keys=False)) + "\n")

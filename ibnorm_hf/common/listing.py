@@ -8,14 +8,13 @@ count: a link could lead to anything on this machine.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import UserError, one_line
-from .paths import sync_file, write_json
+from .paths import file_sha256, sync_file, write_json
 from .strict_json import read_object
 
 MANIFEST = "manifest.json"
@@ -23,15 +22,6 @@ CHECKSUMS = "checksums.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # What download tools leave beside the files of a repository.
 _FOREIGN = (".gitattributes", ".cache/")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces of 1 MiB."""
-    checksum = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while piece := handle.read(1 << 20):
-            checksum.update(piece)
-    return checksum.hexdigest()
 
 
 def require_regular(path: Path, root: Path) -> Path:
@@ -101,13 +91,13 @@ def read_listing(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, str]]
     try:
         listed = {str(n): (int(e["bytes"]), str(e["sha256"])) for n, e in content["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{path} is unreadable: its list of files is damaged; make the folder again") from None
+        raise UserError(f"{path} is damaged: its list of files is unreadable; make the folder again") from None
     for name in listed:
         # A list may come from anywhere: its names must stay in their folder, and be names at all.
         parts = PurePosixPath(name).parts
         odd = not parts or ".." in parts or name.startswith("/") or "\\" in name or "\0" in name or len(name) > 1024
         if odd:
-            raise UserError(f"{path} is not trusted: it names {one_line(repr(name), 80)}, outside its folder")
+            raise UserError(f"{path} is not trusted: it names {one_line(name, 80)}, outside its folder")
     return content, listed
 
 
@@ -129,7 +119,8 @@ def problems(folder: Path, listing: str) -> Iterator[str]:
             yield f"{name} does not match its checksum"
     for name in there:
         if name not in listed and name != listing:
-            yield f"{name} {pickle_reason()}" if name.endswith(PICKLES) else f"{name} is not in {listing}"
+            reason = f", and {pickle_reason()}" if name.endswith(PICKLES) else ""
+            yield f"{name} is not in {listing}{reason}"
 
 
 def pickle_reason() -> str:

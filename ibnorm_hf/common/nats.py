@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,37 +14,44 @@ from torch.nn import functional as F
 from .packed import IGNORED
 
 
-def summed_nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """(sum of negative log likelihoods in nats, predicted tokens), float64 of shape (2,), on the device of ``logits``.
-
-    Sums over rows in float64, so that batches and processes do not matter.
+def row_nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """(sum of negative log likelihoods in nats, predicted tokens) of each row: float64, (rows, 2).
 
     Args:
         logits: (rows, length, vocabulary), of any floating dtype; taken in float32.
         labels: (rows, length), int64; the label at t is predicted at t - 1, and IGNORED ones count nothing.
     """
-    totals = torch.zeros(2, dtype=torch.float64, device=logits.device)
+    rows = []
     for row, targets in zip(logits, labels[:, 1:], strict=True):
         nats = F.cross_entropy(row[:-1].float(), targets, ignore_index=IGNORED, reduction="none").double().sum()
-        totals += torch.stack((nats, targets.ne(IGNORED).sum().double()))
-    return totals
+        rows.append(torch.stack((nats, targets.ne(IGNORED).sum().double())))
+    return torch.stack(rows)
 
 
 @torch.no_grad()
-def mean_nats(model: Any, ids: Tensor, labels: Tensor | None = None, *, batch_size: int = 1) -> float:
-    """Nats a predicted token of a causal model on ``ids`` (rows, length), int64, in eval mode; nan without a token.
+def summed_nats(model: Any, batches: Iterable[tuple[Tensor, Tensor]], *, autocast: torch.dtype | None = None) -> Tensor:
+    """(sum of negative log likelihoods in nats, predicted tokens) of a causal model: float64, (2,), where the model is.
+
+    Sums over rows are in float64, so that batches and processes do not matter. The model is in eval mode meanwhile.
 
     Args:
-        labels: as in ``summed_nats``; None predicts every token.
-        batch_size: rows at a time.
+        batches: (ids, labels) each, as in ``row_nats``.
+        autocast: the dtype of mixed precision; None for none.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    totals = torch.zeros(2, dtype=torch.float64)
-    for start in range(0, len(ids), batch_size):
-        part = ids[start : start + batch_size].to(device)
-        wanted = part if labels is None else labels[start : start + batch_size].to(device)
-        totals += summed_nats(model(input_ids=part, use_cache=False).logits, wanted).cpu()
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    for ids, labels in batches:
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            logits = model(input_ids=ids.to(device), use_cache=False).logits
+        for row in row_nats(logits, labels.to(device)):
+            totals += row
     model.train(was_training)
-    return (totals[0] / totals[1]).item()
+    return totals
+
+
+def mean_nats(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Nats a predicted token, of what ``summed_nats`` takes; nan without a token to predict."""
+    nats, count = summed_nats(model, batches).tolist()
+    return nats / count if count else math.nan

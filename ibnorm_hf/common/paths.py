@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -68,3 +70,17 @@ def append_json_line(path: Path, content: Any) -> None:
     """Add one JSON object as a line; ValueError for nan and infinity, since they are not JSON."""
     with open(path, "a", encoding="utf-8") as handle:
         handle.write(hide(dumps(content, indent=None, sort_keys=False)) + "\n")
+
+
+def digest(content: Any) -> str:
+    """Hex SHA-256 of a JSON-able value, in canonical form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces of 1 MiB."""
+    checksum = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            checksum.update(piece)
+    return checksum.hexdigest()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run is a folder of files; this is their form, and the one reader of it.
 
-Training writes them; evaluation, hub and studies read them here, and know a run by nothing else. A key that is not named
-below may hold anything; a file that is not there reads as empty.
+Training writes them; evaluation, hub and studies read them here, and know a run by nothing else. A key that is not
+named below may hold anything; a file that is not there reads as empty.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 # What may be written anew beside weights without their being others.
 CARD, EVAL_RESULTS = "README.md", ".eval_results"
 
-Number = Union[int, float]
+Number = int | float
 
 
 class Environment(TypedDict, total=False):
@@ -38,6 +38,8 @@ class Environment(TypedDict, total=False):
     commit: str | None
     seed: int | None
     command: list[str]
+    strategy: Any
+    earlier: list[dict[str, Any]]
 
 
 class Corpus(TypedDict, total=False):
@@ -155,7 +157,9 @@ def _mismatch(value: Any, form: Any, key: str) -> str | None:
         return _first(_mismatch(value[k], hints[k], f"{key}.{k}" if key else k) for k in hints if k in value)
     origin, inner = get_origin(form), get_args(form)
     if origin in (Union, types.UnionType):
-        return None if any(_mismatch(value, choice, key) is None for choice in inner) else _phrase(key, _text(form), value)
+        return (
+            None if any(_mismatch(value, choice, key) is None for choice in inner) else _phrase(key, _text(form), value)
+        )
     if origin is dict:
         if not isinstance(value, dict):
             return _phrase(key, "a mapping", value)
@@ -236,7 +240,8 @@ class Run:
     def metrics(self) -> list[Metric]:
         """The lines of metrics.jsonl; half lines, and lines with wrong types, are left out."""
         path = self._file(METRICS)
-        return [] if path is None else [line for line in read_lines(path) if _mismatch(line, Metric, "") is None]
+        lines: Any = () if path is None else read_lines(path)
+        return [line for line in lines if _mismatch(line, Metric, "") is None]
 
     @cached_property
     def sample(self) -> str:
@@ -349,7 +354,9 @@ def verify_model(folder: Path) -> None:
         return
     for listing in (CHECKSUMS, MANIFEST):
         if (folder / listing).is_file():
-            found = [line for line in problems(folder, listing) if not line.startswith((CARD, EVAL_RESULTS, LOSS_CURVE))]
+            found = [
+                line for line in problems(folder, listing) if not line.startswith((CARD, EVAL_RESULTS, LOSS_CURVE))
+            ]
             if found:
                 raise UserError(f"{folder} is damaged: {'; '.join(found)}", exit_code=1)
     _verified[folder.resolve()] = state

@@ -28,14 +28,13 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", event.start_mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(
-                None, None, f"it is nested more than {MAX_DEPTH} levels deep", event.start_mark
-            )
+            problem = f"it is nested more than {MAX_DEPTH} levels deep"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -92,7 +91,7 @@ def loads(text: str, where: str | Path) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{where}, line {mark.line + 1}" if mark and "\n" in text.strip() else str(where)
+        place = f"{where}, line {mark.line + 1}" if mark and isinstance(where, Path) else str(where)
         problem = one_line(getattr(error, "problem", None) or error)
         raise UserError(f"{place}: not valid YAML: {problem}") from None
 

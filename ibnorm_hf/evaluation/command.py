@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.strict_json import read_object
 from .offline import check_folder, go_offline, inside, leaderboard_leaves
-from .target import Target, read_json, resolve
+from .target import Target, resolve
 
 PERPLEXITY = "perplexity"
 _PATH_OPTIONS = ("--include_path", "--use_cache", "-c", "--config", "-C")
@@ -103,7 +104,7 @@ def _harness(target: Target, names: list[str], data: Path | None, output: Path, 
 def _print_table(path: Path) -> None:
     from lm_eval.utils import make_table
 
-    results = read_json(path)
+    results = read_object(path)
     print(make_table(results))
     if results.get("groups"):
         print(make_table(results, "groups"))

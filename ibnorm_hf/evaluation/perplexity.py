@@ -7,7 +7,6 @@ It is the number that training writes to ``eval/validation.json``, computed agai
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -16,15 +15,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 from datasets import Dataset, concatenate_datasets
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from .. import registration  # noqa: F401
 from ..common.errors import UserError
-from ..common.packed import COLUMN, IGNORED, unpack
-from .target import Target, read_json, write_json
+from ..common.nats import summed_nats
+from ..common.packed import COLUMN, unpack
+from ..common.paths import cache_root, file_sha256, write_json
+from ..common.run import Run
+from ..common.strict_json import read_object
+from .target import Target
 
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -73,22 +74,14 @@ def perplexity_of_run(
     return result
 
 
-@torch.no_grad()
 def token_nats(
     model: Any, blocks: Dataset, *, batch_size: int, rank: int = 0, world: int = 1, autocast: torch.dtype | None = None
 ) -> torch.Tensor:
     """(sum of negative log likelihoods in nats, predicted tokens) as float64, over blocks rank, rank + world, ..."""
-    device = next(model.parameters()).device
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
     mine = range(rank, len(blocks), world)
-    for start in range(0, len(mine), batch_size):
-        ids, labels = (part.to(device) for part in unpack(blocks[list(mine[start : start + batch_size])][COLUMN]))
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            logits = model(input_ids=ids, use_cache=False).logits
-        for row, targets in zip(logits, labels[:, 1:], strict=True):
-            nats = F.cross_entropy(row[:-1].float(), targets, reduction="none").double().sum()
-            totals += torch.stack((nats, targets.ne(IGNORED).sum().double()))
-    return totals
+    starts = range(0, len(mine), batch_size)
+    batches = (unpack(blocks[list(mine[start : start + batch_size])][COLUMN]) for start in starts)
+    return summed_nats(model, batches, autocast=autocast)
 
 
 def load_validation_blocks(run: Path, blocks: Path | None) -> tuple[Dataset, dict[str, Any]]:
@@ -98,13 +91,12 @@ def load_validation_blocks(run: Path, blocks: Path | None) -> tuple[Dataset, dic
         UserError: they are missing, damaged, or not those of the run.
     """
     try:
-        content = read_json(run / "data.json")
+        content = read_object(run / "data.json")
         description, name = content["validation"], content["fingerprints"]["blocks"]
         files = [(shard["file"], shard["sha256"]) for shard in description["shards"]]
     except (KeyError, TypeError):
         raise UserError(f"{run / 'data.json'} does not describe validation blocks; give a run of ibnorm-hf") from None
-    root = Path(os.environ.get("IBNORM_CACHE") or Path.home() / ".cache" / "ibnorm_hf").expanduser()
-    folder = blocks or root / "blocks" / name
+    folder = blocks or cache_root() / "blocks" / name
     parts = []
     for file, checksum in files:
         path = folder / file
@@ -113,7 +105,7 @@ def load_validation_blocks(run: Path, blocks: Path | None) -> tuple[Dataset, dic
                 f"validation blocks {path} are missing; set IBNORM_CACHE or --blocks to where they are, or make them "
                 "again with `ibnorm-hf prepare RECIPE`"
             )
-        if hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+        if file_sha256(path) != checksum:
             raise UserError(f"validation blocks {path} are not those of {run}; give the folder they were made in")
         parts.append(Dataset.from_file(str(path)))
     return concatenate_datasets(parts).with_format("numpy"), description
@@ -165,12 +157,7 @@ def _load(target: Target, dtype: str) -> Any:
 
 def _autocast(run: Path) -> torch.dtype | None:
     """The mixed precision of the run's own validation."""
-    try:
-        recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return None
-    if not isinstance(recipe, dict):
-        return None
+    recipe = Run(run).config
     return torch.bfloat16 if recipe.get("bf16") else torch.float16 if recipe.get("fp16") else None
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from lm_eval.utils import handle_non_serializable, hash_string
 
-from .target import read_json, write_json
+from ..common.paths import write_json
+from ..common.strict_json import plain, read_object
 
 OURS = "ibnorm"  # our block in a results file
 _PER_TASK = ("results", "configs", "versions", "n-shot", "n-samples", "higher_is_better", "task_hashes")
@@ -40,7 +41,7 @@ class Record:
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.path = output / f"results_{self.digest}.json"
         self.samples = output / f"samples_{self.digest}"
-        self.content: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
+        self.content: dict[str, Any] = read_object(self.path) if self.path.is_file() else {}
         for key in _PER_TASK:
             self.content.setdefault(key, {})
         self.content.setdefault("model_name", model_name)
@@ -78,7 +79,7 @@ class Record:
             table.pop(name, None)
             if value is not None:
                 table[name] = value
-        write_json(self.path, self.content)
+        write_json(self.path, plain(self.content))
 
     def close(self, groups: dict[str, Any]) -> None:
         """Add the harness's own group means, of those groups whose leaves are all there, and write the file."""
@@ -88,7 +89,7 @@ class Record:
             if group.has_aggregation and all(leaf in self.content["results"] for leaf in leaves):
                 means[name] = dict(group.aggregate(self.content["results"]))
         self.content["groups"] = means
-        write_json(self.path, self.content)
+        write_json(self.path, plain(self.content))
 
 
 def documents_sha256(task: Any) -> str:

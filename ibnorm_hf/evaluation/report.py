@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..common import strict_json
 from .bounds import BENCHMARKS
 from .scored import Scored, differences
 from .scores import SIGNIFICANT, Measured
@@ -150,7 +150,7 @@ def as_json(models: Sequence[Scored]) -> str:
         }
         for model in models
     ]
-    return json.dumps({"difference_to": models[0].name, "models": content}, indent=2)
+    return strict_json.dumps({"difference_to": models[0].name, "models": content}, sort_keys=False)
 
 
 def as_csv(models: Sequence[Scored]) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.strict_json import read_object
 from .bounds import LEAVES, Leaf
 from .scores import Measured, standard_error
-from .target import read_json
 
 
 @dataclass
@@ -53,14 +53,14 @@ def _load_model(place: Path) -> ModelResults:
     if not place.exists():
         raise UserError(f"results {place} do not exist; give a results file of the harness or a run folder")
     if place.is_file():
-        content = read_json(place)
+        content = read_object(place)
         model = ModelResults(_display_name(content, place))
         _add(model, content, place)
         return model
     model = ModelResults(place.resolve().name)
     origin: dict[str, Path] = {}
     for path in _files(place):
-        content = read_json(path)
+        content = read_object(path)
         before = set(model.leaves)
         limit = model.limit
         _add(model, content, path, lenient=True)

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..common.errors import UserError
+from ..common.paths import file_sha256
+from ..common.run import adapter_config, checkpoints, is_adapter, is_run
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.gguf")
@@ -53,16 +53,8 @@ class Target:
                 continue
             for path in sorted(p for p in folder.iterdir() if p.is_file()):
                 if not path.name.startswith(".") and not any(path.match(pattern) for pattern in _NOT_THE_MODEL):
-                    checksum.update(path.name.encode() + _sha256(path))
+                    checksum.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
         return checksum.hexdigest()
-
-
-def _sha256(path: Path) -> bytes:
-    checksum = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while piece := handle.read(1 << 20):
-            checksum.update(piece)
-    return checksum.digest()
 
 
 def resolve(name: str) -> Target:
@@ -83,23 +75,23 @@ def resolve(name: str) -> Target:
     if not path.is_dir():
         raise UserError(f"model path {name} is a file; give the folder that holds it")
     folder = _model_folder(path)
-    run = next((p for p in (path, folder.parent) if (p / "config.yaml").is_file()), None)
+    run = next((p for p in (path, folder.parent) if is_run(p)), None)
     output = Path("eval", path.name).absolute()
     if run is not None:
         output = run / "eval" / ("" if folder.name == "model" else folder.name)
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         return _adapter(folder, run, output)
     _check_files(folder)
     return Target(str(folder), None, None, run, output)
 
 
 def _model_folder(path: Path) -> Path:
-    if not (path / "config.yaml").is_file():
+    if not is_run(path):
         return path
     if (path / "model").is_dir():
         return path / "model"
-    steps = sorted(path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2] or 0))
-    advice = f"evaluate {steps[-1]}, or finish the run" if steps else "finish the run first"
+    steps = checkpoints(path)
+    advice = f"evaluate {steps[-1][1]}, or finish the run" if steps else "finish the run first"
     raise UserError(f"run {path} has no model/ yet; {advice}")
 
 
@@ -118,39 +110,9 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def _adapter(folder: Path, run: Path | None, output: Path) -> Target:
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
+    base = adapter_config(folder).get("base_model_name_or_path")
+    if not base:
         raise UserError(f"{folder / 'adapter_config.json'} names no base model (base_model_name_or_path); add it")
     own = any(any(folder.glob(pattern)) for pattern in _TOKENIZERS)
     base_target = resolve(base if Path(base).exists() or not (folder / base).exists() else os.fspath(folder / base))
     return Target(base_target.pretrained, str(folder), str(folder) if own else None, run, output)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: the file is missing, damaged, or holds something else than an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is not readable as JSON ({reason}); make it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; give a results file of the harness")
-    return content
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader, or a crash, sees the old or the new file, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        json.dump(content, handle, indent=2, ensure_ascii=False, default=str)
-        handle.write("\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)

@@ -8,10 +8,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..common.errors import UserError
-from .folders import is_adapter, model_folder, pickle_reason, read_json
+from ..common.errors import UserError, one_line
+from ..common.run import ADAPTER_CONFIG, adapter_config, is_adapter, model_folder
 
-CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -23,27 +22,20 @@ def base_of(adapter: Path) -> Path:
     Raises:
         UserError: no base is named, it is gone, or it is an adapter itself.
     """
-    name = read_json(adapter / CONFIG).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{adapter / CONFIG} names no base model (base_model_name_or_path); add it")
+    name = adapter_config(adapter).get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"{adapter / ADAPTER_CONFIG} names no base model (base_model_name_or_path); add it")
     base = next((place for place in (Path(name), adapter / name) if place.is_dir()), None)
     if base is None:
         if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
             raise UserError(
-                f"the base model {name} of adapter {adapter} does not exist; put it back, or correct {CONFIG}"
+                f"the base model {name} of adapter {adapter} does not exist; put it back, or correct {ADAPTER_CONFIG}"
             )
         return Path(name)
     base = model_folder(base)
     if is_adapter(base):
         raise UserError(f"the base model {base} of adapter {adapter} is an adapter itself; export it first")
     return base
-
-
-def require_adapter_weights(adapter: Path) -> None:
-    """Refuse an adapter whose weights are not safetensors, as ``require_safetensors`` does for a model."""
-    if not (adapter / _WEIGHTS).is_file():
-        pickle = adapter / "adapter_model.bin"
-        raise UserError(f"{pickle} {pickle_reason()}" if pickle.is_file() else f"{adapter} holds no {_WEIGHTS}")
 
 
 def merge(base: Any, adapter: Path) -> Any:
@@ -71,5 +63,5 @@ def merge(base: Any, adapter: Path) -> Any:
         raise
     except Exception as error:
         # PEFT raises whatever its parts raise; for the user it is one thing: this adapter does not load.
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"adapter {adapter} cannot be loaded: {reason}") from None

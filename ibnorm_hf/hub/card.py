@@ -9,14 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from .. import registration
+from ..common import strict_yaml
+from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE
 from ..modeling.compression import get_compression, list_compressions
 from .eval_results import entries, write_entries
 from .facts import Facts, read_facts
-from .folders import CARD, EVAL_RESULTS, LOSS_CURVE
 from .norm_facts import norm_facts
 from .results import MEASURES, NOT_MEASURED, comparison_table, leaderboard_table, number
 
@@ -98,7 +98,7 @@ def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
     model_type = str(facts.config.get("model_type"))
     ours = model_type in {config.model_type for config in registration._MODELS}
     norm = _norm(facts)
-    recipe = yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True).strip() if facts.recipe else NOT_MEASURED
+    recipe = strict_yaml.dumps(facts.recipe).strip() if facts.recipe else NOT_MEASURED
     return {
         "name": facts.name,
         "model_id": model_id,
@@ -187,7 +187,7 @@ def _data(facts: Facts) -> dict[str, Any]:
 def _results(facts: Facts) -> list[tuple[str, str]]:
     rows = [(label, number(facts.validation.get(key))) for key, label in MEASURES.items() if key in facts.validation]
     rows = rows or [("validation loss", NOT_MEASURED)]
-    speeds = [line["tokens_per_s"] for line in facts.metrics if line.get("tokens_per_s")]
+    speeds = [speed for line in facts.metrics if (speed := line.get("tokens_per_s"))]
     speeds = speeds[1:] or speeds  # the first holds the warm-up
     speed = f"{len(speeds) / sum(1 / s for s in speeds):,.0f}" if speeds else NOT_MEASURED
     return [*rows, ("training speed, tokens a second", speed)]

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..common.errors import UserError
+from ..common.nats import mean_nats
+from ..common.paths import write_json
+from ..common.strict_json import plain
 from ..modeling.replace import replace_norms
 from ..modeling.report import ReplacementReport
 from ..pretrained import as_registered, load_pretrained, registered_config
@@ -91,16 +91,9 @@ def nats_per_token(model: PreTrainedModel, ids: torch.Tensor | None, window: int
     """Mean negative log likelihood (nats) of ids (length,), in windows of at most ``window``; None without ids."""
     if ids is None:
         return None
-    window = min(window, getattr(model.config, "max_position_embeddings", window))
-    model.eval()
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(ids) - 1, window):
-            part = ids[start : start + window + 1][None]
-            logits = model(input_ids=part[:, :-1], use_cache=False).logits.float()
-            total += nn.functional.cross_entropy(logits[0], part[0, 1:], reduction="sum").item()
-            count += part.shape[1] - 1
-    return total / count
+    length = min(window + 1, getattr(model.config, "max_position_embeddings", window + 1))
+    windows = [ids[start : start + length][None] for start in range(0, len(ids) - 1, length - 1)]
+    return mean_nats(model, zip(windows, windows, strict=True))
 
 
 def _tokens(tokenizer: Any, text: str | Path | None, max_tokens: int) -> torch.Tensor | None:
@@ -125,8 +118,8 @@ def _write_report(conversion: Conversion, source: str, target: Path) -> None:
         "norm_type": conversion.report.norm_type,
         "class": conversion.saved_as,
         "tokens": conversion.tokens,
-        "nll_before": _finite(conversion.before),
-        "nll_after": _finite(conversion.after),
+        "nll_before": conversion.before,
+        "nll_after": conversion.after,
         "replacements": [
             {
                 "path": r.path,
@@ -140,8 +133,4 @@ def _write_report(conversion: Conversion, source: str, target: Path) -> None:
             for r in conversion.report.replacements
         ],
     }
-    (target / "conversion.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    write_json(target / "conversion.json", plain(content))

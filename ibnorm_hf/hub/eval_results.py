@@ -6,9 +6,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
+from ..common import strict_yaml
 from .facts import Facts
 from .results import MEASURES
 
@@ -72,7 +72,7 @@ def write_entries(facts: Facts, folder: Path) -> None:
     ]
     if scores:
         folder.mkdir(parents=True)
-        text = yaml.safe_dump(eval_result_entries_to_yaml(scores), sort_keys=False, allow_unicode=True)
+        text = strict_yaml.dumps(eval_result_entries_to_yaml(scores))
         (folder / "leaderboard.yaml").write_text(text, encoding="utf-8")
 
 

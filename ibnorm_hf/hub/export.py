@@ -18,12 +18,12 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
 from .. import __version__, registration
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
+from ..common.listing import CHECKSUMS, list_files, problems, read_listing, write_listing
+from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE, is_adapter, model_folder, require_safetensors, verify_model
 from ..modeling.compression import get_compression, list_compressions
-from .adapter import base_of, merge, require_adapter_weights
-from .checksums import CHECKSUMS, made_with, problems, write_checksums
+from .adapter import base_of, merge
 from .code import differences, require_closed
-from .folders import CARD, EVAL_RESULTS, LOSS_CURVE, is_adapter, list_files, model_folder, require_safetensors
 
 LICENSE = "LICENSE"
 _LICENSES = ("licenses/LICENSE", "LICENSE")  # where wheels of newer and older setuptools keep it
@@ -51,7 +51,8 @@ def export(source: str | Path, target: str | Path, *, max_shard_size: str | int 
         UserError: the source is unfinished, damaged, a pickle, or cannot be loaded; or the target is taken.
     """
     model, target = model_folder(source), Path(target)
-    _verify_source(model)
+    require_safetensors(model)
+    verify_model(model)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty; choose a new folder")
     try:
@@ -73,7 +74,8 @@ def write_export(model: Path, target: Path, *, max_shard_size: str | int) -> Non
     base = base_of(model) if is_adapter(model) else None
     parts = [model] if base is None else [model, base]  # what an adapter lacks is its base's
     if base is not None and base.is_dir():
-        _verify_source(base)
+        require_safetensors(base)
+        verify_model(base)
     # An adapter was trained on its base in float32: rounding the base again would export another model.
     loaded = _load(model) if base is None else merge(_load(base, dtype=torch.float32), model)
     _set_remote_code(loaded)
@@ -88,7 +90,7 @@ def write_export(model: Path, target: Path, *, max_shard_size: str | int) -> Non
     if (model / EVAL_RESULTS).is_dir():
         shutil.copytree(model / EVAL_RESULTS, target / EVAL_RESULTS)
     _write_license(parts, target)
-    write_checksums(target, _versions())
+    write_listing(target, CHECKSUMS, {"made_with": _versions()})
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -106,7 +108,7 @@ def verify(folder: str | Path) -> list[str]:
     if not (folder / CHECKSUMS).is_file():
         require_safetensors(folder)
         raise UserError(f"{folder} has no {CHECKSUMS}, so it cannot be verified; export it again")
-    found = problems(folder)
+    found = list(problems(folder, CHECKSUMS))
     if found:
         raise UserError(f"{folder} is damaged: {'; '.join(found)}", exit_code=1)
     count = len(list_files(folder)) - 1
@@ -132,17 +134,10 @@ def age(folder: Path) -> list[str]:
     ]
 
 
-def _verify_source(model: Path) -> None:
-    if is_adapter(model):
-        require_adapter_weights(model)
-    else:
-        require_safetensors(model)
-    for listing in (CHECKSUMS, "manifest.json"):
-        if (model / listing).is_file():
-            # A card may be rewritten after an export; nothing else may change.
-            found = [line for line in problems(model, listing) if not line.startswith((CARD, EVAL_RESULTS, LOSS_CURVE))]
-            if found:
-                raise UserError(f"{model} is damaged: {'; '.join(found)}", exit_code=1)
+def made_with(folder: Path) -> dict[str, Any]:
+    """The versions that wrote an export; empty where it does not say."""
+    versions = read_listing(folder / CHECKSUMS)[0].get("made_with")
+    return versions if isinstance(versions, dict) else {}
 
 
 def _load(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -156,7 +151,7 @@ def _load(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
         raise
     except Exception as error:
         # transformers raises whatever its parts raise; for the user it is one thing: these files do not load.
-        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{folder} cannot be loaded: {one_line(error)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             raise UserError(f"{folder}: weights and config.json disagree ({kind.replace('_', ' ')}: {min(info[kind])})")
@@ -208,7 +203,7 @@ def _copy_processing(model: Path, target: Path, config: PreTrainedConfig) -> Non
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except Exception as error:
-            raise UserError(f"tokenizer of {model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"tokenizer of {model} cannot be loaded: {one_line(error)}") from None
         rows = getattr(config, "vocab_size", None)
         if rows is not None and len(tokenizer) > rows:
             raise UserError(f"tokenizer of {model} has {len(tokenizer)} entries, the model only {rows}")

@@ -3,17 +3,27 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
-from ..common.errors import UserError
-from .folders import LOSS_CURVE, is_adapter, is_run, model_folder, read_json, require_safetensors
+from ..common.errors import UserError, one_line
+from ..common.listing import require_regular
+from ..common.run import (
+    LOSS_CURVE,
+    Metric,
+    Run,
+    adapter_config,
+    is_adapter,
+    is_run,
+    model_config,
+    model_folder,
+    require_safetensors,
+)
 from .scrub import scrub
 
 
@@ -36,7 +46,7 @@ class Facts:
     leaderboard: dict[str, Any] = field(default_factory=dict)
     unscored: bool = False
     comparison: dict[str, Any] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=list)
     sample: str = ""
     loss_curve: Path | None = None
 
@@ -63,38 +73,37 @@ def read_facts(source: str | Path, merged: Path | None = None) -> Facts:
                 f"{source} holds a PEFT adapter, and a card describes a whole model: export it, and give that folder "
                 "as --output"
             )
-        base = scrub(read_json(model / "adapter_config.json").get("base_model_name_or_path"))
+        base = scrub(adapter_config(model).get("base_model_name_or_path"))
         model = merged
     require_safetensors(model)
     facts: dict[str, Any] = {
         "name": source.resolve().name,
         "model": model,
-        "config": read_json(model / "config.json"),
+        "config": model_config(model),
         "parameters": _count_parameters(model),
         "base": base,
     }
     if not is_run(source):
         return Facts(**facts)
-    scores = source / "eval"
-    for key, path in (
-        ("environment", source / "environment.json"),
-        ("data", source / "data.json"),
-        ("validation", scores / "validation.json"),
-        ("leaderboard", scores / "leaderboard.json"),
-        ("comparison", scores / "comparison.json"),
-    ):
-        facts[key] = scrub(read_json(path)) if path.is_file() else {}
-    facts["leaderboard"] = _first_model(facts["leaderboard"], scores / "leaderboard.json")
-    _check_rows(facts["comparison"], scores / "comparison.json")
-    recipe = _recipe(source / "config.yaml")
+    run = Run(source)
+    comparison = scrub(run.results("comparison"))
+    _check_rows(comparison, source / "eval" / "comparison.json")
+    leaderboard = _first_model(scrub(run.results("leaderboard")), source / "eval" / "leaderboard.json")
+    recipe = {key: scrub(value) for key, value in run.config.items() if value is not None and key != "output_dir"}
     facts["base"] = base or recipe.get("pretrained")
+    picture = source / LOSS_CURVE
     return Facts(
         **facts,
         recipe=recipe,
-        unscored=not facts["leaderboard"] and any(scores.glob("**/results_*.json")),
-        metrics=_lines(source / "metrics.jsonl"),
-        sample=scrub((scores / "sample.txt").read_text("utf-8").strip()) if (scores / "sample.txt").is_file() else "",
-        loss_curve=source / LOSS_CURVE if (source / LOSS_CURVE).is_file() else None,
+        environment=scrub(run.environment),
+        data=scrub(run.data),
+        validation=scrub(run.validation),
+        leaderboard=leaderboard,
+        comparison=comparison,
+        unscored=not leaderboard and any((source / "eval").glob("**/results_*.json")),
+        metrics=run.metrics,
+        sample=scrub(run.sample),
+        loss_curve=require_regular(picture, source) if os.path.lexists(picture) else None,
     )
 
 
@@ -105,18 +114,8 @@ def _count_parameters(model: Path) -> int:
             with safe_open(path, "pt") as weights:
                 total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
         except Exception as error:
-            raise UserError(f"{path} is damaged: {' '.join(str(error).split())}", exit_code=1) from None
+            raise UserError(f"{path} is damaged: {one_line(error)}", exit_code=1) from None
     return total
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is unreadable: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not what it should be: a mapping")
-    return {key: scrub(value) for key, value in content.items() if value is not None and key != "output_dir"}
 
 
 def _first_model(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -137,15 +136,3 @@ def _check_rows(content: dict[str, Any], path: Path) -> None:
     rows = content.get("rows") if content else []
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} is not what it should be: its 'rows' are no list of objects")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    out = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            out.append(json.loads(text))
-        except ValueError:
-            continue  # the half line of a run that was killed
-    return [line for line in out if isinstance(line, dict)]

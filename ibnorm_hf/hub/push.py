@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..common.errors import UserError
+from ..common.listing import CHECKSUMS, list_files, read_listing, write_listing
+from ..common.run import CARD, is_run, model_folder
 from .card import write_card
-from .checksums import CHECKSUMS, made_with, write_checksums
-from .export import export
-from .folders import CARD, is_run, list_files, model_folder
+from .export import export, made_with
 from .scrub import require_publishable
 
 Operation = CommitOperationAdd | CommitOperationDelete
@@ -72,7 +71,7 @@ def push(
         folder = export(source, Path(aside) / "export", max_shard_size=max_shard_size)
         if is_run(Path(source)) or not (folder / CARD).is_file():
             write_card(source, target=folder, model_id=repo_id)
-            write_checksums(folder, made_with(folder))
+            write_listing(folder, CHECKSUMS, {"made_with": made_with(folder)})
         places = (Path.home(), Path(source).resolve(), Path.cwd(), Path(aside))
         require_publishable(folder, secrets=(token or "",), places=places)
         names = list_files(folder)
@@ -125,8 +124,8 @@ def _stale(api: HfApi, repo_id: str, info: Any, names: list[str]) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="ibnorm_hf_push_") as aside:
         path = _asking(api.hf_hub_download, repo_id, filename=CHECKSUMS, revision=info.sha, local_dir=aside)
         try:
-            listed = json.loads(Path(path).read_text(encoding="utf-8"))["files"]
-        except (ValueError, KeyError, TypeError):
+            listed = read_listing(Path(path))[1]
+        except UserError:
             return []  # not ours: nothing of it is known to be superseded
     return sorted(there.intersection(listed) - set(names))
 

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from .folders import PICKLES, list_files
+from ..common.listing import PICKLES, list_files
+from ..common.secrets import hide, holds_secret
 
 # A path of two parts or more that begins where a word does; what follows a host in a URL does not.
 _PATH = re.compile(r"""(?<![\w.:/~-])(?:[A-Za-z]:[\\/]|~?/)[^\s"'`,;:=<>|]*[\\/][^\s"'`,;:=<>|]*""")
-_TOKEN = re.compile(rb"\b(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,})\b")
 _TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "random_states", "training_args", "trainer_state")
 
 
 def scrub(value: Any) -> Any:
-    """The value with every local path in its texts cut to the part from ``recipes/`` on, or to its last part."""
+    """The value with every local path in its texts cut to the part from ``recipes/`` on, or to its last part, and no
+    credentials."""
     if isinstance(value, dict):
         return {key: scrub(item) for key, item in value.items()}
     if isinstance(value, list):
         return [scrub(item) for item in value]
-    return _PATH.sub(_cut, value) if isinstance(value, str) else value
+    return _PATH.sub(_cut, hide(value)) if isinstance(value, str) else value
 
 
 def _cut(match: re.Match[str]) -> str:
@@ -35,7 +36,7 @@ def require_publishable(folder: Path, *, secrets: tuple[str, ...] = (), places: 
 
     Args:
         folder: everything in it would be uploaded.
-        secrets: texts that must be in no file, besides whatever looks like a token of the Hub.
+        secrets: texts that must be in no file, besides whatever looks like a credential.
         places: local folders whose paths must be in no text file.
 
     Raises:
@@ -49,7 +50,7 @@ def require_publishable(folder: Path, *, secrets: tuple[str, ...] = (), places: 
         if name.endswith((".safetensors", ".png")):
             continue
         content = path.read_bytes()
-        if _TOKEN.search(content) or any(secret.encode() in content for secret in secrets if secret):
+        if holds_secret(content.decode("utf-8", "replace"), secrets):
             raise UserError(f"{name} is not published: it holds an access token; remove it, and revoke that token")
         # A vocabulary may well hold such a word; it names no place.
         if path.name != "tokenizer.json" and any(place in content for place in paths):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers.utils import logging as hf_logging
 
+from ..common import strict_yaml
 from ..common.errors import UserError
 from ..common.paths import sync_folder, write_json
 from .early import try_trainer_parts
@@ -60,7 +60,7 @@ def print_plan(recipe: Recipe) -> None:
     for line in task_of(recipe).plan(dry=True):
         print(line)
     try_trainer_parts(recipe)
-    print(f"recipe:\n{yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)}", end="")
+    print(f"recipe:\n{strict_yaml.dumps(resolved(recipe))}", end="")
 
 
 def pretrain(recipe: Recipe) -> Result:

@@ -146,7 +146,7 @@ def test_adapters_that_cannot_be_exported(adapter_run, run, tmp_path, capsys, mo
     weights.write_bytes(b"broken")
     assert "cannot be loaded" in refusal(capsys, made, target)
     weights.unlink()
-    assert "holds no adapter_model.safetensors" in refusal(capsys, made, target)
+    assert "no adapter_model.safetensors file is there" in refusal(capsys, made, target)
     torch.save(tensors, made / "model" / "adapter_model.bin")
     assert "adapter_model.bin is refused: it is a pickle" in refusal(capsys, made, target)
     save_file(tensors, weights)

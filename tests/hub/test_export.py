@@ -163,10 +163,10 @@ def test_verify_says_how_older_code_differs(copy):
 
 def rewrite(folder, name, text):
     """An export of an older version: other code, and checksums that fit it."""
-    from ibnorm_hf.hub.checksums import write_checksums
+    from ibnorm_hf.common.listing import CHECKSUMS, write_listing
 
     (folder / name).write_text(text)
-    write_checksums(folder, {"ibnorm_hf": "0.0.9"})
+    write_listing(folder, CHECKSUMS, {"made_with": {"ibnorm_hf": "0.0.9"}})
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------

@@ -283,10 +283,16 @@ def test_secrets_state_and_local_paths_stop_an_upload(run, tmp_path, hub):
         with pytest.raises(UserError, match=f"{name} is not published: .*{message}"):
             require_publishable(folder, secrets=("s3cret",), places=(tmp_path,))
         (folder / name).unlink()
-    # And the real push: a token that a user wrote into the recipe.
+    # And the real push: a token that a user wrote into the recipe, or into a file that goes as it is.
     recipe = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(recipe | {"note": TOKEN}))
-    assert "README.md is not published" in str(broken(hub, run)) and not hub.repos
+    (run / "model" / "chat_template.jinja").write_text(TOKEN)
+    assert "chat_template.jinja is not published" in str(broken(hub, run)) and not hub.repos
+    (run / "model" / "chat_template.jinja").unlink()
+    push(run, "me/clean", endpoint=hub.url, say=lambda line: None)
+    contents = list(hub.repos["me/clean"].files().values())
+    assert not any(TOKEN.encode() in content for content in contents)
+    assert any(b"note: <hidden>" in content for content in contents)
 
 
 @pytest.mark.parametrize(

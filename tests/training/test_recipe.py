@@ -103,7 +103,7 @@ def test_missing_and_binary_files(tmp_path: Path):
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         load_recipe(tmp_path / "nowhere.yaml")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is unreadable"):
         load_recipe(tmp_path / "b.yaml")
 
 

@@ -230,7 +230,7 @@ DAMAGE = {
     "foreign": (lambda f: (f / "training_args.bin").write_bytes(b"x"), r"training_args\.bin is not in manifest"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "it has no manifest.json"),
     "half manifest": (lambda f: (f / "manifest.json").write_text('{"files": {'), "manifest.json is unreadable"),
-    "list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is unreadable"),
+    "list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is not what it should be"),
 }
 
 
@@ -254,7 +254,7 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path):
     content = json.loads((folder / "manifest.json").read_text())
     for name in ("../secret", "/etc/passwd"):
         (folder / "manifest.json").write_text(json.dumps({**content, "files": {name: {"bytes": 1, "sha256": ""}}}))
-        with pytest.raises(UserError, match="outside the folder"):
+        with pytest.raises(UserError, match="outside its folder"):
             verify(folder)
 
 

@@ -7,33 +7,27 @@ manifest has been verified, as a flipped bit in a safetensors file would load wi
 
 from __future__ import annotations
 
-import json
 import os
-import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
-from ...common.paths import file_sha256, sync_file, sync_folder, write_json
+from ...common.listing import MANIFEST, problems, read_listing, write_listing
+from ...common.paths import sync_folder
+from ...common.run import checkpoints
 
-MANIFEST = "manifest.json"
 SAVING = ".saving"  # a checkpoint is written in this folder of the run, then moved into place
 _ASIDE = ".old"
-_VERSION = 1
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
-    """Flush every file of ``folder`` to disk and write its manifest.
+    """Flush every file of a finished ``folder`` to disk and write its manifest.
 
     Args:
-        folder: a finished folder; files in sub-folders are included.
         facts: plain values to keep beside the list, e.g. the step and the run's identity.
     """
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        sync_file(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    write_json(folder / MANIFEST, {"version": _VERSION, **facts, "files": files})
+    write_listing(folder, MANIFEST, facts)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -42,30 +36,15 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: naming the first file that is missing, changed, or not listed.
     """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"checkpoint {folder} is incomplete: it has no {MANIFEST}")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {folder} is incomplete: it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"checkpoint {folder} is damaged: {MANIFEST} is unreadable") from None
-    root = folder.resolve()
-    for name, (size, checksum) in listed.items():
-        path = folder / name
-        # A manifest may come from anywhere: its names must stay in their folder, and be names at all.
-        if name.startswith("/") or ".." in Path(name).parts or "\0" in name or len(name) > 1024:
-            raise UserError(f"checkpoint {folder} is not trusted: {MANIFEST} names {name[:80]!r}, outside the folder")
-        if path.is_symlink() or not path.resolve().is_relative_to(root):
-            raise UserError(f"checkpoint {folder} is not trusted: {MANIFEST} names {name}, outside the folder")
-        if not path.is_file():
-            raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
-        if path.stat().st_size != size:
-            raise UserError(f"checkpoint {folder} is damaged: {name} has {path.stat().st_size} bytes instead of {size}")
-        if file_sha256(path) != checksum:
-            raise UserError(f"checkpoint {folder} is damaged: {name} does not match its checksum")
-    extra = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - set(listed) - {MANIFEST}
-    if extra:
-        raise UserError(f"checkpoint {folder} is not trusted: {min(extra)} is not in {MANIFEST}")
+        manifest, _ = read_listing(folder / MANIFEST)
+        wrong = next(problems(folder, MANIFEST), None)
+    except UserError as error:
+        raise UserError(f"checkpoint {folder} is not trusted: {error}") from None
+    if wrong is not None:
+        raise UserError(f"checkpoint {folder} is damaged: {wrong}")
     return manifest
 
 
@@ -84,8 +63,6 @@ def publish(staging: Path, final: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder so that a crash half-way leaves no valid checkpoint: its manifest goes first."""
-    import shutil
-
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -109,16 +86,6 @@ def tidy(run: Path) -> None:
             remove_folder(path)
     for path in [*run.glob(".*.tmp"), *run.glob("eval/.*.tmp")]:
         path.unlink(missing_ok=True)
-
-
-def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every ``checkpoint-N`` of a run, oldest first, whether complete or not."""
-    found = []
-    for path in run.glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and path.is_dir() and len(match.group(1)) < 19:
-            found.append((int(match.group(1)), path))
-    return sorted(found)
 
 
 def newest_complete(run: Path, say: Any = print) -> tuple[Path, dict[str, Any]] | None:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,20 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from ...common import strict_yaml
 from ...common.errors import UserError
 from ...common.paths import write_atomic, write_json
+from ...common.run import CONFIG, VERSION, Run, checkpoints
+from ...common.secrets import hide_in_command
 from ..keys.identity import differences, identity
 from ..keys.launch import strategy
 from ..keys.recipe import Recipe, resolved
 from .lock import FolderLock
-from .manifest import checkpoints, tidy
-
-CONFIG = "config.yaml"
-_SECRETS = ("token", "secret", "password", "api_key", "apikey", "access_key")
-_TOKEN = re.compile(r"\b(hf_|sk-|api_org_)[A-Za-z0-9]{16,}\b")
-_NO_SECRETS = ("token_budget", "validation_tokens", "tokenizer", "tokenizer_vocab_size")
+from .manifest import tidy
 
 
 @contextmanager
@@ -51,8 +46,7 @@ def claim(recipe: Recipe) -> Iterator[None]:
         _require_ours(recipe, folder)
         tidy(folder)
         try:
-            text = yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
-            write_atomic(folder / CONFIG, text)
+            write_atomic(folder / CONFIG, strict_yaml.dumps(resolved(recipe)))
         except OSError as error:
             why = f"run folder {folder} cannot be written: {error.strerror}"
             raise UserError(f"{why}; choose another output_dir") from None
@@ -68,10 +62,9 @@ def _require_ours(recipe: Recipe, folder: Path) -> None:
             raise UserError(f"{folder} is not empty and no run of this program; choose another output_dir")
         return
     try:
-        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-        other = identity(theirs)
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, RecursionError):
-        raise UserError(f"{path} is unreadable, so {folder} cannot be used; choose another output_dir") from None
+        other = identity(Run(folder).config)
+    except UserError as error:
+        raise UserError(f"{error}; so {folder} cannot be used: choose another output_dir") from None
     changed = differences(other, identity(resolved(recipe)))
     # A run that never logged a step (a misspelt corpus, say) has nothing to lose.
     if changed and (checkpoints(folder) or (folder / "metrics.jsonl").exists() or (folder / "model").exists()):
@@ -87,20 +80,21 @@ def write_environment(folder: Path, seed: int, processes: int) -> None:
     """
     names = ("ibnorm_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
     content = {
+        "run_version": VERSION,
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
         "hardware": hardware(),
         "processes": processes,
         "strategy": strategy(),
         "commit": _commit(),
         "seed": seed,
-        "command": _without_secrets(sys.argv),
+        "command": hide_in_command(sys.argv),
     }
     path = folder / "environment.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before: dict[str, Any] = dict(Run(folder).environment)
         earlier = before.pop("earlier", [])
-        content["earlier"] = [*earlier, before]
-    except (OSError, ValueError, AttributeError, TypeError):
+        content["earlier"] = [*earlier, before] if before else earlier
+    except UserError:
         pass  # the first start, or a file that nobody can read any more
     write_json(path, content)
 
@@ -142,21 +136,3 @@ def _commit() -> str | None:
         return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _without_secrets(words: list[str]) -> list[str]:
-    """The command line, with the value of anything that looks like a credential left out."""
-    out: list[str] = []
-    hide = False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        key = name.lstrip("-").lower().replace("-", "_")
-        secret = word.startswith("--") and any(s in key for s in _SECRETS) and key not in _NO_SECRETS
-        if hide and not word.startswith("--"):
-            out.append("<hidden>")
-        elif secret and equals:
-            out.append(f"{name}=<hidden>")
-        else:
-            out.append(_TOKEN.sub("<hidden>", word))
-        hide = secret and not equals
-    return out

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from transformers import TrainingArguments
 
+from ...common import strict_json, strict_yaml
 from ...common.errors import UserError, did_you_mean, nearest
 from .arguments import DataArguments, ModelArguments, RunArguments
 from .image_arguments import ImageArguments
@@ -56,30 +55,6 @@ class Asked:
 COMMAND_LINE = "command line"
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice: YAML would silently keep the last.
-
-    Nor does it know aliases: a recipe needs none, and a few lines of them can stand for gigabytes.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, (str, int, float, bool)):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is there twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a recipe file into a flat mapping (``model`` stays nested).
 
@@ -87,33 +62,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UserError: the file is absent, not UTF-8, not YAML, or not a mapping.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         near = nearest(path, Path("recipes").rglob("*.yaml"))
-        raise UserError(f"recipe file {path} does not exist{f'; did you mean {near}?' if near else ''}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe file {path} cannot be read: {error}") from None
-    try:
-        content = yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{where}: not valid YAML: {problem}") from None
+        raise UserError(f"recipe file {path} does not exist{f'; did you mean {near}?' if near else ''}")
+    content = strict_yaml.loads(strict_json.read_text(path, strict_yaml.MAX_BYTES), path)
     if content is None:
         content = {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, one `key: value` a line")
     return content
-
-
-def scalar(text: str) -> Any:
-    """A command-line word as YAML would read it; `1e-5`, a string in YAML 1.1, is a number here."""
-    try:
-        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, list[str]]:
@@ -177,7 +134,7 @@ def read(path: str | Path, arguments: list[str]) -> Asked:
         if key.startswith("model."):
             if len(words) != 1:
                 raise UserError(f"command line: --{key} takes one value")
-            asked.sizes[key.removeprefix("model.")] = scalar(words[0])
+            asked.sizes[key.removeprefix("model.")] = strict_yaml.scalar(words[0])
             asked.where[key] = COMMAND_LINE
         else:
             _take(asked, key, words, COMMAND_LINE, known, types)
@@ -189,7 +146,7 @@ def _sizes(value: Any, path: Path) -> dict[str, Any]:
         value = {}
     if not isinstance(value, dict):
         raise UserError(f"{path}: key 'model' is a mapping of sizes, e.g. `model: {{hidden_size: 256}}`")
-    return {str(k): scalar(v) if isinstance(v, str) else v for k, v in value.items()}
+    return {str(k): strict_yaml.scalar(v) if isinstance(v, str) else v for k, v in value.items()}
 
 
 def _take(asked: Asked, key: str, value: Any, where: str, known: Collection[str], types: dict[str, Any]) -> None:

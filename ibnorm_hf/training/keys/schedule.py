@@ -7,8 +7,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-import yaml
-
+from ...common import strict_yaml
 from ...common.errors import UserError, did_you_mean
 
 FREE_OF_COMPRESSION = 1e8  # a lambda at which every variant is LayerNorm to fp32 rounding
@@ -52,10 +51,7 @@ class LambdaSchedule:
             UserError: not a mapping, an unknown key, or a value outside its domain.
         """
         if isinstance(value, str):
-            try:
-                value = yaml.safe_load(value)
-            except (yaml.YAMLError, ValueError, RecursionError):
-                value = None
+            value = strict_yaml.loads(value, "key norm_lambda_schedule")
         if not isinstance(value, dict):
             raise UserError("key norm_lambda_schedule is a mapping, e.g. {start: auto, end: 4, stages: 20}")
         known = [f.name for f in fields(cls)]

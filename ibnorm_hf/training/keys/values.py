@@ -8,9 +8,8 @@ import types
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
-
-from ...common.errors import did_you_mean
+from ...common import strict_yaml
+from ...common.errors import UserError, did_you_mean
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _NULL = ("null", "none", "~")
@@ -27,8 +26,8 @@ def from_words(kind: Any, words: list[str]) -> Any:
     word = words[0]
     if word[:1] in ("{", "["):
         try:
-            return yaml.safe_load(word)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            return strict_yaml.loads(word, "command line")
+        except UserError:
             return word
     return word
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...common.errors import UserError
+from ...common.nats import mean_nats
 from ...common.packed import IGNORED
 from ...modeling.batch_norms import IBBatchNorm2d
 from ...modeling.lambdas import set_norm_lambda
@@ -201,18 +202,9 @@ def _search(
     return start, {"auto_start": start, "loss_free": free, "loss_at_start": loss(start), "tokens": _targets(labels)}
 
 
-@torch.no_grad()
 def nats_per_token(model: Any, ids: Tensor, labels: Tensor) -> float:
     """Mean negative log likelihood of a target over (blocks, length), a block at a time, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    total = 0.0
-    device = next(model.parameters()).device
-    for row, wanted in zip(ids.to(device), labels.to(device), strict=True):
-        logits = model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
-        total += nn.functional.cross_entropy(logits, wanted[1:], ignore_index=IGNORED, reduction="sum").item()
-    model.train(was_training)
-    return total / _targets(labels)
+    return mean_nats(model, zip(ids[:, None], labels[:, None], strict=True))
 
 
 def _targets(labels: Tensor) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...common.nats import row_nats
 from ...common.packed import COLUMN, IGNORED, unpack
 from ..model.image_build import Views
 
@@ -65,11 +66,7 @@ class TextObjective:
 
     def sums(self, logits: Tensor, labels: Tensor) -> list[Tensor]:
         """(nats, targets) a block; logits (batch, length, vocabulary)."""
-        out = []
-        for row, targets in zip(logits, labels[:, 1:], strict=True):
-            nats = F.cross_entropy(row[:-1].float(), targets, reduction="none").double().sum()
-            out.append(torch.stack((nats, targets.ne(IGNORED).sum().double())))
-        return out
+        return list(row_nats(logits, labels))
 
     def scores(self, totals: list[float]) -> dict[str, Any]:
         """loss a target token, its exponential (None where that is no number), and the targets."""

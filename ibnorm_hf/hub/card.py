@@ -189,8 +189,8 @@ def _results(facts: Facts) -> list[tuple[str, str]]:
     rows = rows or [("validation loss", NOT_MEASURED)]
     speeds = [speed for line in facts.metrics if (speed := line.get("tokens_per_s"))]
     speeds = speeds[1:] or speeds  # the first holds the warm-up
-    speed = f"{len(speeds) / sum(1 / s for s in speeds):,.0f}" if speeds else NOT_MEASURED
-    return [*rows, ("training speed, tokens a second", speed)]
+    mean = f"{len(speeds) / sum(1 / s for s in speeds):,.0f}" if speeds else NOT_MEASURED
+    return [*rows, ("training speed, tokens a second", mean)]
 
 
 def _seeds(facts: Facts) -> str:

@@ -151,7 +151,7 @@ def test_results_that_are_not_scored_are_not_called_unmeasured(run):
     [
         ("environment.json", "{", "environment.json is unreadable"),
         ("data.json", "[]", "data.json is not what it should be: a JSON object"),
-        ("config.yaml", "a: [", "config.yaml: not valid YAML"),
+        ("config.yaml", "a: [", "config.yaml, line 1: not valid YAML"),
         (
             "eval/leaderboard.json",
             '{"models": [{"rows": [{"level": "subtask"}]}]}',

@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from ibnorm_hf.training.images.images import ImageData, Images
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "recipes" / "benchmarks"))  # as where it is run, beside its helpers
 spec = importlib.util.spec_from_file_location("fashion_mnist", ROOT / "recipes" / "benchmarks" / "fashion_mnist.py")
 study = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)

@@ -89,7 +89,8 @@ def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfi
     kind = config.model_type if config.model_type.startswith("ibnorm_") else f"ibnorm_{config.model_type}"
     if kind not in CONFIG_MAPPING:
         return None
-    sizes = {k: v for k, v in config.to_dict().items() if k not in _NOT_CARRIED}
+    # A factor on the embeddings of a model that was trained without it would only break it.
+    sizes = {"norm_embedding_scale": False} | {k: v for k, v in config.to_dict().items() if k not in _NOT_CARRIED}
     return CONFIG_MAPPING[kind](**{**sizes, **flags})
 
 

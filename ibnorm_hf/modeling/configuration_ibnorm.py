@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import GPT2Config, LlamaConfig, ResNetConfig, ViTConfig
 
 from .compression import canonical_name
-from .create import check_norm_flags
+from .create import check_norm_flags, get_spec
 from .peft_targets import share_peft_targets
 
 
@@ -25,6 +25,11 @@ class NormFlags:
         norm_order: ``compress-first`` or ``standardize-first`` (the paper's ablation). IBNorm only.
         norm_affine: learn a weight (and, with norm_bias, a bias).
         norm_bias: False on LLaMA, so that parameters equal RMSNorm's; True elsewhere.
+        norm_lambda_learned: learn lambda, one a norm, from the value it would else keep. IBNorm only.
+        norm_depth_scale: ``sqrt`` divides the output of the norms in front of attention and MLP by the square root of
+            their layer, counted from 1 (LayerNorm scaling, arXiv:2502.05795); any norm over the features of a token.
+        norm_embedding_scale: multiply the token embeddings by a learned number that starts at the square root of the
+            width. None: where the norm is published with it, which is LLaMA with ``dyt`` or ``derf``.
     """
 
     norm_type: str = "ibnorm-l"
@@ -32,6 +37,9 @@ class NormFlags:
     norm_order: str = "compress-first"
     norm_affine: bool = True
     norm_bias: bool = True
+    norm_lambda_learned: bool = False
+    norm_depth_scale: str | None = None
+    norm_embedding_scale: bool | None = None
 
     norm_area: ClassVar[str] = "token"  # which elements share statistics: the host norm's
 
@@ -45,13 +53,38 @@ class NormFlags:
         self.norm_type = canonical_name(self.norm_type)
         self.norm_order = canonical_name(self.norm_order)
         self.validate_norm_flags()
+        if self.norm_embedding_scale is None:
+            host = self.model_type.removeprefix("ibnorm_")  # type: ignore[attr-defined]
+            self.norm_embedding_scale = host in get_spec(self.norm_type).embedding_scale
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
     def validate_norm_flags(self) -> None:
         """Run at construction, and by transformers before saving; ValueError for a flag outside its domain."""
         lambdas = self.norm_lambda if isinstance(self.norm_lambda, list) else [self.norm_lambda]
         for norm_lambda in lambdas:
-            check_norm_flags(self.norm_type, norm_lambda, self.norm_order, self.norm_area)
+            check_norm_flags(
+                self.norm_type,
+                norm_lambda,
+                self.norm_order,
+                self.norm_area,
+                self.norm_lambda_learned,
+                self.norm_depth_scale,
+            )
+        if self.norm_embedding_scale and not hasattr(type(self), "vocab_size"):
+            raise ValueError(f"norm_embedding_scale is for token embeddings, which {type(self).__name__} has not.")
+
+    def norm_options(self) -> dict[str, Any]:
+        """What ``replace_norms`` is told beside the norm_type."""
+        kept = ("norm_type", "norm_embedding_scale")
+        return {f.name: getattr(self, f.name) for f in fields(NormFlags) if f.name not in kept}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As any config's. Saved before embeddings could be scaled, ``dyt`` was what ``dyt-plain`` is now."""
+        saved = "transformers_version" in config_dict and "norm_embedding_scale" not in config_dict
+        if saved and config_dict.get("norm_type") == "dyt":
+            config_dict = {**config_dict, "norm_type": "dyt-plain"}
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         """As any config's. PEFT calls it to learn the model type, just before it looks up the modules to adapt."""

@@ -10,6 +10,7 @@ from transformers import initialization as init
 from .batch_norms import BatchAreaNorm
 from .norms import TokenNorm
 from .replace import replace_norms
+from .scaled_embedding import ScaledEmbedding, scale_embeddings
 
 
 class IBNormMixin:
@@ -17,14 +18,9 @@ class IBNormMixin:
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        replace_norms(
-            self,  # type: ignore[arg-type]
-            config.norm_type,
-            norm_lambda=config.norm_lambda,
-            norm_order=config.norm_order,
-            norm_affine=config.norm_affine,
-            norm_bias=config.norm_bias,
-        )
+        replace_norms(self, config.norm_type, **config.norm_options())  # type: ignore[arg-type]
+        if config.norm_embedding_scale:
+            scale_embeddings(self)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -49,6 +45,8 @@ def init_norms(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, TokenNorm | BatchAreaNorm):
             module.reset_parameters()
+        elif isinstance(module, ScaledEmbedding):
+            module.reset_scale()
         elif isinstance(module, nn.BatchNorm2d):
             if module.weight is not None:
                 init.ones_(module.weight)

@@ -69,6 +69,20 @@ class ModelArguments:
     norm_bias: bool | None = field(
         default=None, metadata={"help": "Learn a bias per feature; null takes the default of the model type."}
     )
+    norm_lambda_learned: bool | None = field(
+        default=None, metadata={"help": "Learn lambda, one a norm, from the value it would keep; null is false."}
+    )
+    norm_depth_scale: str | None = field(
+        default=None,
+        metadata={"help": "`sqrt` divides norms before attention and MLP by the root of their layer; null does not."},
+    )
+    norm_embedding_scale: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Learn a factor on the token embeddings, from the square root of the width; null does where the "
+            "norm is published with it (LLaMA with dyt or derf)."
+        },
+    )
 
 
 @dataclass

@@ -20,7 +20,8 @@ from ..keys.recipe import Recipe
 from ..keys.schedule import LambdaSchedule
 from .trained_part import take_trained_part
 
-_NORM_FLAGS = ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias")
+_KEYS = {f.name for f in fields(ModelArguments)}
+_NORM_FLAGS = tuple(f.name for f in fields(NormFlags) if f.name in _KEYS)
 _MOST, _MOST_LAYERS = 10_000_000, 10_000  # larger is a slip of the keyboard, and would hang
 # Set from the tokenizer, so a recipe that gave them would be contradicted in silence.
 _FROM_TOKENIZER = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -71,7 +72,7 @@ def _pretrained_config(recipe: Recipe, source: str) -> PreTrainedConfig:
         return config
     if "norm_type" in given:
         # Another norm does not inherit what was set for the one before.
-        given = {"norm_lambda": None, "norm_order": "compress-first", **given}
+        given = {"norm_lambda": None, "norm_order": "compress-first", "norm_lambda_learned": False, **given}
     elif not hasattr(config, "norm_type"):
         raise UserError(f"key {next(iter(given))}: {source} keeps its own norms; give norm_type to swap them")
     try:
@@ -164,8 +165,7 @@ def _pretrained_model(source: str, config: PreTrainedConfig) -> PreTrainedModel:
     if not hasattr(config, "norm_type"):
         return model
     try:
-        flags = {name: getattr(config, name) for name in _NORM_FLAGS if name != "norm_type"}
-        replace_norms(model, config.norm_type, **flags)
+        replace_norms(model, config.norm_type, **config.norm_options())
         registered = as_registered(model, config)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{source} does not take these norms: {' '.join(str(error).split())[:300]}") from None

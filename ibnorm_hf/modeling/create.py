@@ -154,12 +154,16 @@ def create_norm(
         flag: value for flag, value in flags.items() if flag in spec.options and value != _UNSET[flag]
     }
     options.update(spec.arguments, device=device, dtype=dtype, **(spec.start_at(site) if spec.start_at else {}))
-    cls, scaled = spec.classes[area], norm_depth_scale is not None and site.kind in ("attention", "mlp")
-    norm = _construct(
-        ScaledLayerNorm if scaled and cls is nn.LayerNorm else cls, width, eps, norm_affine, norm_bias, options
-    )
-    if scaled:
-        norm.output_scale = site.layer**-0.5  # type: ignore[assignment]
+    norm = _construct(spec.classes[area], width, eps, norm_affine, norm_bias, options)
+    scaled = norm_depth_scale is not None and site.kind in ("attention", "mlp")
+    return scaled_by(norm, site.layer**-0.5) if scaled else norm
+
+
+def scaled_by(norm: nn.Module, output_scale: float) -> nn.Module:
+    """``norm`` with its output times a constant, in place; a norm over the features of a token."""
+    if type(norm) is nn.LayerNorm:
+        norm.__class__ = ScaledLayerNorm
+    norm.output_scale = output_scale  # type: ignore[assignment]
     return norm
 
 

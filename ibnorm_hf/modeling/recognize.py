@@ -10,7 +10,7 @@ from torch import nn
 from .batch_norms import BatchAreaNorm
 from .channel_norms import ChannelFirst
 from .create import spec_of
-from .norms import TokenNorm
+from .norms import ScaledLayerNorm, TokenNorm
 from .wrappers import plain_path, unwrapped
 
 
@@ -44,7 +44,7 @@ def _looks_like_norm(module: nn.Module) -> bool:
 def family_of(module: nn.Module) -> str | None:
     """Recognise a norm by what its class computes on a small random input with random weights."""
     spec = spec_of(module)
-    if spec is not None and isinstance(module, TokenNorm | BatchAreaNorm):
+    if spec is not None and isinstance(module, TokenNorm | BatchAreaNorm | ScaledLayerNorm):
         return spec.family
     if type(module) is nn.BatchNorm2d:
         return "batchnorm"

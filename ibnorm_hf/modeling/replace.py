@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .create import SPECS, check_norm_flags, check_norm_type, create_norm, get_spec
+from .create import SPECS, check_norm_flags, check_norm_type, create_norm, get_spec, scaled_by
 from .recognize import area_of, eps_of, family_of, iter_norms, width_of
 from .report import NormReplacement, ReplacementReport
+from .sites import site_in
 from .wrappers import plain_path, unwrapped
 
 _HOOKS = (
@@ -33,6 +34,8 @@ def replace_norms(
     norm_order: str = "compress-first",
     norm_affine: bool = True,
     norm_bias: bool | None = None,
+    norm_lambda_learned: bool = False,
+    norm_depth_scale: str | None = None,
     exclude: Sequence[str] = (),
 ) -> ReplacementReport:
     """Swap every norm of ``model``, in place, for ``norm_type`` over the area of the norm that stands there.
@@ -52,6 +55,7 @@ def replace_norms(
         norm_lambda: one number, or one a norm in module order; None takes the variant's default.
         norm_order, norm_affine: as in ``create_norm``.
         norm_bias: None gives a bias exactly where the old norm had one.
+        norm_lambda_learned, norm_depth_scale: as in ``create_norm``; a norm that was scaled stays so.
         exclude: paths, or the last parts of paths (``"q_norm"``), to leave alone; without the parts that PEFT adds.
 
     Raises:
@@ -63,8 +67,15 @@ def replace_norms(
     lambdas = _one_each(norm_lambda, len(sites))
     swaps = []
     for (path, modules, family), lam in zip(sites, lambdas, strict=True):
-        check_norm_flags(norm_type, lam, norm_order, area_of(modules[0]))
-        first, *rest = (_swap(path, old, family, norm_type, lam, norm_order, norm_affine, norm_bias) for old in modules)
+        check_norm_flags(norm_type, lam, norm_order, area_of(modules[0]), norm_lambda_learned, norm_depth_scale)
+        options = {
+            "norm_lambda_learned": norm_lambda_learned,
+            "norm_depth_scale": norm_depth_scale,
+            "site": site_in(model, path, width_of(modules[0]) or 0),
+        }
+        first, *rest = (
+            _swap(path, old, family, norm_type, lam, norm_order, norm_affine, norm_bias, options) for old in modules
+        )
         swaps.append(replace(first, copies=tuple((r.old, r.new) for r in rest)))
     _put_in_place(model, {id(old): new for r in swaps for old, new in _pairs(r)})
     return ReplacementReport(norm_type, tuple(swaps))
@@ -139,6 +150,7 @@ def _swap(
     norm_order: str,
     norm_affine: bool,
     norm_bias: bool | None,
+    options: dict[str, Any],
 ) -> NormReplacement:
     like = next(old.parameters(), None)
     width, eps = width_of(old), eps_of(old)
@@ -152,9 +164,13 @@ def _swap(
         norm_affine=norm_affine,
         norm_bias=getattr(old, "bias", None) is not None if norm_bias is None else norm_bias,
         area=area_of(old),
+        **options,
         device=None if like is None else like.device,
         dtype=None if like is None else like.dtype,
     )
+    scale = getattr(old, "output_scale", 1.0)
+    if scale != 1.0 and options["norm_depth_scale"] is None:
+        new = scaled_by(new, scale)
     before, after = dict(old.named_parameters()), dict(new.named_parameters())
     carried = [name for name in after if name in before and before[name].shape == after[name].shape]
     for name in carried:

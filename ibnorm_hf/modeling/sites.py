@@ -3,6 +3,9 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
+
+from .wrappers import unwrapped
 
 # Last parts of paths. Elsewhere in a layer (``q_norm``, the norms of a convolution) a norm is of no kind.
 _ATTENTION = {"input_layernorm", "ln_1", "layernorm_before", "pre_attention_layernorm"}
@@ -42,3 +45,11 @@ def site_of(path: str, siblings: frozenset[str] = frozenset(), *, host: str = ""
     if name == "post_attention_layernorm" and siblings & {"pre_feedforward_layernorm", "post_feedforward_layernorm"}:
         kind = "other"
     return Site(kind, int(numbers[0]) + 1, host, width)
+
+
+def site_in(model: Any, path: str, width: int = 0) -> Site:
+    """The site of the norm at ``path`` of a model, with or without PEFT around it."""
+    base = unwrapped(model)
+    parent = base.get_submodule(path.rpartition(".")[0])
+    host = str(getattr(getattr(base, "config", None), "model_type", "") or "").removeprefix("ibnorm_")
+    return site_of(path, frozenset(name for name, _ in parent.named_children()), host=host, width=width)

@@ -148,13 +148,35 @@ def assert_initial(model):
     assert found
 
 
-@pytest.mark.parametrize("name", ["ibnorm-l", "rmsnorm", "layernorm", "dyt", "normalnorm"])
-@pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification])
+MISSING = [(AutoModelForCausalLM, name) for name in list_norms()]
+MISSING += [(auto, name) for auto in (AutoModel, AutoModelForSequenceClassification) for name in ("ibnorm-l", "dyt")]
+
+
+@pytest.mark.parametrize("auto, name", MISSING, ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_missing_norm_weights_become_ones_and_zeros(architecture, auto, name, tmp_path):
-    make_model(architecture, norm_type=name).save_pretrained(tmp_path)
+def test_missing_norm_weights_take_their_start_values(architecture, auto, name, tmp_path):
+    model = make_model(architecture, norm_type=name)
+    start = dict(norm_parameters(AutoModelForCausalLM.from_config(model.config)))
+    with torch.no_grad():
+        for _, p in norm_parameters(model):
+            p.add_(3.0)
+    model.save_pretrained(tmp_path)
     drop_norms(tmp_path)
-    assert_initial(auto.from_pretrained(tmp_path))
+    loaded = dict(norm_parameters(auto.from_pretrained(tmp_path)))
+    assert loaded
+    for n, p in loaded.items():
+        if n.endswith(".down"):
+            assert 0.01 < p.std() < 0.03  # noise, anew
+        else:
+            assert torch.equal(p, start[n]), n
+
+
+def norm_parameters(model):
+    """(path without the name of the base model, parameter) of everything inside norms."""
+    for path, module in model.named_modules():
+        if norm_name(module):
+            short = path.removeprefix("model.").removeprefix("transformer.")
+            yield from ((f"{short}.{n}", p) for n, p in module.named_parameters())
 
 
 def test_missing_norm_weights_inside_a_composite_model(tmp_path):

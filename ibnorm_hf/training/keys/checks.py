@@ -22,7 +22,9 @@ def check_start(model: ModelArguments, data: Any, repo_id: str | None, asked: As
     pretrained = model.pretrained is not None
     if isinstance(model.norm_lambda, list) and len(model.norm_lambda) == 1:
         model.norm_lambda = model.norm_lambda[0]  # type: ignore[assignment]
-    flags = ("norm_type", "norm_lambda", "norm_order", "norm_affine", "norm_bias")
+    flags = [
+        f.name for f in dataclasses.fields(model) if f.name.startswith("norm_") and f.name != "norm_lambda_schedule"
+    ]
     swapped = any(getattr(model, flag) is not None for flag in flags)
     whole = "adapter" if model.adapter is not None else "pretrained"
     rules = [

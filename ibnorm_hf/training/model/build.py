@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from ... import registration  # noqa: F401
 from ...common.errors import UserError, did_you_mean
 from ...modeling.compression import get_compression, list_compressions
+from ...modeling.configuration_ibnorm import NormFlags
 from ...modeling.replace import replace_norms
 from ...pretrained import as_registered, load_config, load_pretrained, registered_config
+from ..keys.arguments import ModelArguments
 from ..keys.recipe import Recipe
 from ..keys.schedule import LambdaSchedule
 from .trained_part import take_trained_part

@@ -101,6 +101,8 @@ def restore_norms(model: nn.Module, report: ReplacementReport) -> None:
             old_of[id(module)] = old = olds.get(id(module)) or _copy_with_parameters(r, module)
             _move_tensors(old, like=next(module.parameters(), None))
             old.train(module.training)
+            if "weight" in r.carried and _offset(old) != _offset(module):
+                old.weight = _converted(module, old, "weight")
     _put_in_place(model, old_of)
 
 
@@ -131,6 +133,20 @@ def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, lis
     if not sites:
         raise ValueError(f"{type(model).__name__} has no norm to replace.")
     return sites
+
+
+def _offset(module: nn.Module) -> float:
+    return float(getattr(module, "gain_offset", 0.0))  # a feature's gain is this plus its weight
+
+
+def _converted(old: nn.Module, new: nn.Module, name: str) -> nn.Parameter:
+    """A parameter of ``old`` as ``new`` writes it: the very same object where both write the gain alike."""
+    parameter: nn.Parameter = getattr(old, name)
+    if name != "weight" or _offset(old) == _offset(new):
+        return parameter
+    # In float32 and rounded once: bf16(w - 1) may be -1.
+    gain = parameter.detach().float() + (_offset(old) - _offset(new))
+    return nn.Parameter(gain.to(parameter.dtype), requires_grad=parameter.requires_grad)
 
 
 def _one_each(norm_lambda: float | Sequence[float] | None, count: int) -> list[float | None]:
@@ -174,7 +190,7 @@ def _swap(
     before, after = dict(old.named_parameters()), dict(new.named_parameters())
     carried = [name for name in after if name in before and before[name].shape == after[name].shape]
     for name in carried:
-        setattr(new, name, before[name])
+        setattr(new, name, _converted(old, new, name))
     if area_of(old) == area_of(new) == "batch":
         _take_batch_options(old, new)
         carried += _carry_statistics(old, new)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from ibnorm_hf import replace_norms
+from ibnorm_hf import replace_norms, restore_norms
 from ibnorm_hf.modeling.recognize import iter_norms, norm_name
 from ibnorm_hf.modeling.scaled_embedding import ScaledEmbedding
 from ibnorm_hf.pretrained import registered_config
@@ -126,6 +126,23 @@ def test_a_learned_lambda_trains_and_travels(tmp_path):
     assert without(tmp_path, ".log_lambda") == 5
     started = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert [m[0].log_lambda.item() for _, m in iter_norms(started)] == pytest.approx([math.log(2)] * 5)
+
+
+def test_a_gain_written_as_1_plus_w_is_carried_as_the_gain():
+    model = make(norm_type="rmsnorm")
+    with torch.no_grad():
+        model.model.norm.weight.copy_(torch.linspace(0.5, 2, 16))
+    before = model(IDS).logits
+    report = replace_norms(model, "rmsnorm-1p")
+    torch.testing.assert_close(model.model.norm.weight, torch.linspace(-0.5, 1, 16))
+    torch.testing.assert_close(model(IDS).logits, before)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(0)
+    restore_norms(model, report)
+    assert (model.model.norm.weight == 1).all()
+    replace_norms(model, "gatednorm")
+    replace_norms(model, "ibnorm-l")
+    assert (model.model.norm.weight == 1).all()
 
 
 def test_surgery_knows_the_sites_of_a_vanilla_model():

@@ -359,3 +359,31 @@ def test_trimming_a_log_drops_later_and_half_lines(tmp_path: Path):
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
     trim_log(path, 1)
     assert path.read_text() == '{"step": 1, "loss": 1.0}\n'
+
+
+def test_a_checkpoint_of_the_first_identity_is_resumed(make_recipe, tmp_path: Path, capsys):
+    """config.yaml and manifests then named only the keys that somebody had given, and logging_steps decided."""
+    folder = tmp_path / "run"
+    job.pretrain(make_recipe())
+    whole = (folder / "metrics.jsonl").read_text()
+    older = json.loads((Path(__file__).parent / "runs_of_identity_1.json").read_text())["text"]
+    corpus = make_recipe().data.corpus
+    for gone in ("checkpoint-6", "model", "eval"):
+        shutil.rmtree(folder / gone)
+    (folder / "config.yaml").write_text(json.dumps({**older["config"], "corpus": corpus}))
+    path = folder / "checkpoint-3" / "manifest.json"
+    facts = {key: value for key, value in json.loads(path.read_text()).items() if key != "files"}
+    recipe = {**older["manifest"]["recipe"], "corpus": corpus}
+    assert "identity_version" not in recipe and "optim" not in recipe
+    path.unlink()
+    seal(folder / "checkpoint-3", {**facts, "run_id": older["manifest"]["run_id"], "recipe": recipe})
+    capsys.readouterr()
+    job.pretrain(make_recipe("--logging_steps", 3, "--save_total_limit", 5))
+    assert "resume: checkpoint-3" in capsys.readouterr().out
+    losses = [
+        [line["loss"] for line in map(json.loads, text.splitlines()) if "loss" in line]
+        for text in (whole, (folder / "metrics.jsonl").read_text())
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    with pytest.raises(UserError, match="holds another run"):
+        job.pretrain(make_recipe("--optim", "adafactor"))

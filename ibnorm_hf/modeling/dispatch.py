@@ -58,6 +58,10 @@ def recorded(x: Tensor, compression: Compression, order: str, backend: str | Non
 
 @torch.compiler.assume_constant_result
 def _has_kernel(device: str, name: str, order: str) -> bool:
+    if device == "cuda":
+        from .fused_triton import has_kernel
+
+        return has_kernel(name)
     return device == "cpu" and has_library(name, order)
 
 

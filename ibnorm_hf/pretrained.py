@@ -15,7 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import ibnorm_hf
 
 from . import registration  # noqa: F401 (the console script does not register by itself)
-from .common.errors import UserError
+from .common.errors import UserError, one_line
+from .common.run import require_safetensors, verify_model
 
 # Belong to the vanilla checkpoint, not to the architecture.
 _NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "quantization_config")
@@ -34,14 +35,26 @@ def load_pretrained(source: str) -> Pretrained:
     """Load whatever transformers loads: a folder, a Hub id, or a GGUF file (alone in its folder, or named).
 
     Raises:
-        UserError: nothing there, transformers cannot load it, or weights are missing.
+        UserError: nothing there, a pickle, damaged, code of its own, not loadable, or weights are missing.
     """
     where, options = _locate(source)
     config = load_config(source)
+    safe = None
+    if not options:
+        safe = True
+        if Path(source).is_dir():
+            require_safetensors(Path(source))
     name = (config.architectures or [""])[0]
     cls: Any = getattr(transformers, name, None) or getattr(ibnorm_hf, name, None) or AutoModelForCausalLM
     try:
-        model, info = cls.from_pretrained(where, dtype=torch.float32, output_loading_info=True, **options)
+        model, info = cls.from_pretrained(
+            where,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=safe,
+            trust_remote_code=False,
+            **options,
+        )
     except Exception as error:  # transformers and safetensors raise whatever their parts raise
         raise _not_loaded(source, error) from None
     if missing := info["missing_keys"]:
@@ -60,8 +73,10 @@ def load_pretrained(source: str) -> Pretrained:
 def load_config(source: str) -> PreTrainedConfig:
     """The config of a pretrained model, without its weights. Raises UserError as ``load_pretrained`` does."""
     where, options = _locate(source)
+    if Path(where).is_dir():
+        verify_model(Path(where))
     try:
-        return AutoConfig.from_pretrained(where, **options)
+        return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     except Exception as error:  # as above
         raise _not_loaded(source, error) from None
 
@@ -123,4 +138,9 @@ def _locate(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def _not_loaded(source: str, error: Exception) -> UserError:
-    return UserError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}")
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"{source} comes with code of its own, which is never run: give a model whose architecture transformers or "
+            "ibnorm_hf has, or save it as one"
+        )
+    return UserError(f"{source} cannot be loaded: {one_line(error)}")

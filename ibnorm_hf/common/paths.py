@@ -68,8 +68,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def append_json_line(path: Path, content: Any) -> None:
     """Add one JSON object as a line; ValueError for nan and infinity, since they are not JSON."""
+    text = hide(dumps(content, indent=None, sort_keys=False))
     with open(path, "a", encoding="utf-8") as handle:
-        handle.write(hide(dumps(content, indent=None, sort_keys=False)) + "\n")
+        handle.write(text + "\n")
 
 
 def digest(content: Any) -> str:

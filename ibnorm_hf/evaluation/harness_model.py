@@ -53,6 +53,8 @@ class IBNormLM(HFLM):
             target = resolve(pretrained)
             pretrained = target.pretrained
             kwargs = {**{k: v for k, v in target.model_args.items() if k != "pretrained"}, **kwargs}
+            if "gguf_file" not in kwargs:
+                kwargs.setdefault("use_safetensors", True)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         size = str(1 if batch_size is None else batch_size)

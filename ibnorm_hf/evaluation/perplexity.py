@@ -19,12 +19,11 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM
 
 from .. import registration  # noqa: F401
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
 from ..common.nats import summed_nats
 from ..common.packed import COLUMN, unpack
 from ..common.paths import cache_root, file_sha256, write_json
 from ..common.run import Run
-from ..common.strict_json import read_object
 from .target import Target
 
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -91,16 +90,20 @@ def load_validation_blocks(run: Path, blocks: Path | None) -> tuple[Dataset, dic
         UserError: they are missing, damaged, or not those of the run.
     """
     try:
-        content = read_object(run / "data.json")
+        content: Any = Run(run).data
         description, name = content["validation"], content["fingerprints"]["blocks"]
         files = [(shard["file"], shard["sha256"]) for shard in description["shards"]]
-    except (KeyError, TypeError):
+    except KeyError:
         raise UserError(f"{run / 'data.json'} does not describe validation blocks; give a run of ibnorm-hf") from None
+    # The description may come from anywhere: its names must stay in their folder.
+    odd = [word for word in (name, *(file for file, _ in files)) if Path(str(word)).name != word]
+    if odd:
+        raise UserError(f"{run / 'data.json'} is not trusted: it names {one_line(odd[0], 80)}, outside its folder")
     folder = blocks or cache_root() / "blocks" / name
     parts = []
     for file, checksum in files:
         path = folder / file
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise UserError(
                 f"validation blocks {path} are missing; set IBNORM_CACHE or --blocks to where they are, or make them "
                 "again with `ibnorm-hf prepare RECIPE`"
@@ -144,7 +147,9 @@ def _default_device() -> str:
 
 def _load(target: Target, dtype: str) -> Any:
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(target.pretrained, dtype=_DTYPES[dtype])
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            target.pretrained, dtype=_DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        )
         if target.peft:
             from peft import PeftModel
 

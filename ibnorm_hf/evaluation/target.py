@@ -11,9 +11,8 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.paths import file_sha256
-from ..common.run import adapter_config, checkpoints, is_adapter, is_run
+from ..common.run import adapter_config, checkpoints, is_adapter, is_run, require_safetensors, verify_model
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.gguf")
 _NOT_THE_MODEL = ("*.md", "manifest.json", "optimizer.pt", "scheduler.pt", "rng_state*", "trainer_state.json")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -98,8 +97,9 @@ def _model_folder(path: Path) -> Path:
 def _check_files(folder: Path) -> None:
     if not (folder / "config.json").is_file() and not any(folder.glob("*.gguf")):
         raise UserError(f"{folder} is neither a run (config.yaml) nor a model (config.json); give one of them")
-    if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-        raise UserError(f"model {folder} has no weights (model.safetensors); save it with save_pretrained")
+    if not any(folder.glob("*.gguf")):
+        require_safetensors(folder)
+    verify_model(folder)
     check_tokenizer(folder)
 
 
@@ -113,6 +113,8 @@ def _adapter(folder: Path, run: Path | None, output: Path) -> Target:
     base = adapter_config(folder).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{folder / 'adapter_config.json'} names no base model (base_model_name_or_path); add it")
+    require_safetensors(folder)
+    verify_model(folder)
     own = any(any(folder.glob(pattern)) for pattern in _TOKENIZERS)
     base_target = resolve(base if Path(base).exists() or not (folder / base).exists() else os.fspath(folder / base))
     return Target(base_target.pretrained, str(folder), str(folder) if own else None, run, output)

@@ -63,7 +63,7 @@ def test_what_is_no_model_gets_one_line(refused: Callable, run: Path, models: Ca
     assert f"run {run} has no model/ yet; evaluate {run / 'checkpoint-40'}" in line(run)
     shutil.copytree(models("ibnorm_llama"), tmp_path / "untold")
     (tmp_path / "untold" / "model.safetensors").unlink()
-    assert "has no weights" in line(tmp_path / "untold")
+    assert "holds no weights" in line(tmp_path / "untold")
     assert "name the model first" in refused("eval", "--tasks", "leaderboard")
 
 

@@ -53,6 +53,8 @@ print(ModelCard.load("me/one").data.eval_results[0].metric_value)
 def hub(monkeypatch, tmp_path):
     # Objects go by plain LFS: the other way in, Xet, is a service and a binary of its own.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(_http.time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01)))
     with Hub() as hub:

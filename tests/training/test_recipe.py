@@ -178,3 +178,13 @@ def test_a_recipe_that_names_no_model_is_refused(tmp_path: Path):
     (tmp_path / "r.yaml").write_text("{}")
     with pytest.raises(UserError, match=r"r\.yaml: key model is missing: .*or `pretrained`"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_value_that_looks_like_a_token_is_refused(tmp_path):
+    """It would stand in config.yaml, on the card, and in what TensorBoard is told."""
+    token = "hf_" + "a1B2" * 8
+    path = tmp_path / "recipe.yaml"
+    path.write_text("max_steps: 1\n")
+    with pytest.raises(UserError, match=r"key run_name.* access token") as caught:
+        load_recipe(path, ["--run_name", token])
+    assert token not in str(caught.value)

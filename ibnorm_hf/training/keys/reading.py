@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from ...common import strict_json, strict_yaml
 from ...common.errors import UserError, did_you_mean, nearest
+from ...common.secrets import holds_secret
 from .arguments import DataArguments, ModelArguments, RunArguments
 from .image_arguments import ImageArguments
 from .table import BOUND, FREE, IDENTITY_VERSION, REFUSED, SYNONYMS, VERSION_KEY
@@ -155,7 +156,11 @@ def _take(asked: Asked, key: str, value: Any, where: str, known: Collection[str]
     try:
         if where == COMMAND_LINE:
             value = from_words(kind, value)
-        asked.values[name] = fit(kind, value)
+        value = fit(kind, value)
+        if holds_secret(str(value)):
+            # It would stand in config.yaml, in the card, and in what trackers are told.
+            raise ValueError("holds what looks like an access token; leave it out: tokens come by `hf auth login`")
+        asked.values[name] = value
     except ValueError as error:
         raise UserError(f"{where}: key {name}: {error}") from None
     asked.where.pop(name, None)  # keys of the command line stand in its order

@@ -122,7 +122,7 @@ def load_blocks(folder: Path, shards: list[dict[str, Any]], *, check: bool = Fal
     parts = []
     for shard in shards:
         path = folder / Path(str(shard["file"])).name  # whatever the description says, it is in this folder
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != shard["bytes"]:
             raise UserError(f"prepared data {path} is missing or damaged; delete {folder} and start again")
         if check and file_sha256(path) != shard["sha256"]:
             raise UserError(f"prepared data {path} does not match its checksum; delete {folder} and start again")

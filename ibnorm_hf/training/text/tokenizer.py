@@ -100,7 +100,7 @@ def _trained(vocab_size: int, source_mark: str, texts: Iterator[str]) -> Any:
                 os.replace(staging, folder)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _give_back_memory() -> None:

@@ -281,6 +281,55 @@ register_norm(
 )
 
 
+class SeeDNorm(TokenNorm):
+    """SeeDNorm: ``(weight + alpha tanh(x . beta)) x / rms(x)``, vectors all three (arXiv:2510.22777, ICLR 2026).
+
+    At its start, beta 0, it is RMSNorm; alpha and beta decay, as published, and the gain does not. The variant with
+    several heads is not here.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5, **options: Any) -> None:
+        super().__init__(width, eps, **options)
+        self.alpha, self.beta = _parameter(options, width), _parameter(options, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        init.ones_(self.alpha)
+        init.zeros_(self.beta)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        x32 = at_least_float32(x)
+        gain = self.alpha * torch.tanh((x32 * self.beta).sum(-1, keepdim=True))
+        gain = gain + (1.0 if self.weight is None else self.weight)
+        y = gain * scaled_to_unit_rms(x, self.eps)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+class SeeDNorm2d(ChannelFirst, SeeDNorm):
+    """``SeeDNorm`` over the channels of each pixel."""
+
+
+register_norm(
+    NormSpec(
+        name="seednorm",
+        classes={"token": SeeDNorm, "channel": SeeDNorm2d, "batch": SeeDNorm2d},
+        meaning="scales each token to unit RMS, by a gain that depends on the token",
+        formula="(w + a tanh(x . c)) x / rms(x), vectors w, a, c",
+        status="as published",
+        start="w 1, a 1, c 0, which is RMSNorm",
+        citation="""@inproceedings{cai2026seednorm,
+  title     = {SeeDNorm: Self-Rescaled Dynamic Normalization},
+  author    = {Wenrui Cai and Defa Zhu and Qingjie Liu and Qiyang Min},
+  booktitle = {International Conference on Learning Representations},
+  note      = {arXiv:2510.22777},
+  year      = {2026}
+}""",
+        decayed=("alpha", "beta"),
+    )
+)
+
+
 def _parameter(options: Mapping[str, Any], *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, device=options.get("device"), dtype=options.get("dtype")))
 

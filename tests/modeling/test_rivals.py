@@ -33,6 +33,7 @@ AT_START = {
     "dyt-plain": (LLAMA["mlp"], lambda x: torch.tanh(0.5 * x)),
     "gatednorm": (None, lambda x: x / rms(x)),
     "rmsnorm-1p": (None, lambda x: x / rms(x)),
+    "seednorm": (None, lambda x: x / rms(x)),
 }
 
 
@@ -76,6 +77,9 @@ def test_each_formula_away_from_its_start():
     torch.testing.assert_close(value("derf", alpha=a, shift=s), w * torch.erf(a * x + s) + b)
     torch.testing.assert_close(value("bhyt", lam=a), w * torch.tanh(0.07 * x / rms(x)) + b)
     torch.testing.assert_close(value("rmsnorm-1p"), (1 + w) * x / rms(x) + b)
+    torch.testing.assert_close(
+        value("seednorm", alpha=b, beta=w / 9), (w + b * torch.tanh(x @ w / 9)[:, None]) * x / rms(x) + b
+    )
     down, up = make_input(16, 8, torch.float64, seed=2), make_input(8, 16, torch.float64, seed=3) / 9
     h = (1 + w) * x / rms(x)
     gate = torch.sigmoid(nn.functional.silu(h @ down.T) @ up.T)
@@ -196,7 +200,10 @@ def test_start_values_come_back_and_what_was_loaded_stays(name):
 def test_decay_touches_what_the_publication_decays():
     norms = {name.replace("-", "_"): create_norm(name, 8) for name in list_norms()}
     decayed = set(decay_groups(nn.ModuleDict(norms)).decay)
-    assert decayed == {"rmsnorm_1p.weight", "gatednorm.weight", "gatednorm.down", "gatednorm.up"}
+    assert decayed == {"rmsnorm_1p.weight", "gatednorm.weight", "gatednorm.down", "gatednorm.up"} | {
+        "seednorm.alpha",
+        "seednorm.beta",
+    }
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,8 @@ def test_activation_checkpointing_keeps_less(make_recipe):
 
 def test_a_recipe_that_names_no_model_is_refused(tmp_path: Path):
     (tmp_path / "r.yaml").write_text("{}")
-    with pytest.raises(UserError, match=r"r\.yaml: key model is missing: .*or `pretrained`"):
-        load_recipe(tmp_path / "r.yaml")
+    with pytest.raises(UserError, match=r"recipe r: key model is missing: .*or `pretrained`"):
+        make_plan(load_recipe(tmp_path / "r.yaml"))
 
 
 def test_a_value_that_looks_like_a_token_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ...common.errors import UserError
+from ...common.errors import UserError, one_line
 from ...common.paths import digest
 from .arguments import DataArguments
 from .image_arguments import ImageArguments
@@ -76,7 +76,9 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """
     version = theirs.get(VERSION_KEY, 1)
     if not isinstance(version, int) or version > IDENTITY_VERSION:
-        raise UserError(f"the run was written by a later version of ibnorm_hf ({VERSION_KEY} {version}); update it")
+        raise UserError(
+            f"the run was written by a later version of ibnorm_hf ({VERSION_KEY} {one_line(version, 20)}); update it"
+        )
     theirs = {SYNONYMS.get(key, key): value for key, value in theirs.items()}
     wanted = identity({**theirs, **{key: value for key, value in mine.items() if key not in theirs}})
     then = {key: theirs[key] if key in theirs else _unsaid(key, mine) for key in wanted}
@@ -102,5 +104,5 @@ def _phrases(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> 
         if isinstance(a, dict) and isinstance(b, dict):
             out += _phrases(a, b, f"{prefix}{key}.")
         elif a != b:
-            out.append(f"{prefix}{key} is {a} there and {b} here")
+            out.append(f"{one_line(f'{prefix}{key}', 60)} is {one_line(a, 60)} there and {one_line(b, 60)} here")
     return out

@@ -43,6 +43,11 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
     values = _checked_sizes(recipe, defaults)
     if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"key model_type: '{kind}' is no language model; to classify images give the key images")
+    if not recipe.sizes:
+        raise UserError(
+            f"recipe {recipe.name}: key model is missing: the sizes of the architecture, e.g. "
+            "`model: {hidden_size: 256}`; or `pretrained`, weights to start from"
+        )
     for flag in _NORM_FLAGS:
         value = getattr(recipe.model, flag)
         if value is None:

@@ -152,8 +152,7 @@ def register_compression(
         raise ValueError(f"'{name}' is no name; use letters, digits and hyphens.")
     if not 0 < default_lambda < float("inf"):
         raise ValueError(f"default_lambda must be a finite number above 0, got {default_lambda!r}.")
-    with torch.device("cpu"):  # whatever the default is
-        _check_compression(name, g, dg)
+    _check_compression(name, g, dg)
     _REGISTRY[name] = Compression(name, g, dg, float(default_lambda))
 
 

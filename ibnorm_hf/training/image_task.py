@@ -34,6 +34,7 @@ class ImageTask:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.arguments = recipe, arguments_of(recipe)
+        self.recorded: dict[str, Any] | None = None  # fingerprints of the data that a run was begun with
         self.memory = (
             f"lower per_device_train_batch_size from {recipe.run.per_device_train_batch_size} and keep "
             "global_batch_size; with batch statistics a smaller micro-batch is another model, so prefer more processes "

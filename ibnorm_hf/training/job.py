@@ -85,6 +85,7 @@ def pretrain(recipe: Recipe) -> Result:
 def _run(recipe: Recipe, task: TextTask | ImageTask, folder: Path, say: Any) -> Result:
     run = recipe.run
     checkpoint = checkpoint_to_resume(recipe, folder, say)
+    task.recorded = checkpoint[1].get("fingerprints") if checkpoint else None
     description = task.description
     if checkpoint is not None:
         require_same_data(checkpoint, description["fingerprints"])

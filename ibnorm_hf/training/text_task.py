@@ -29,8 +29,11 @@ from .text.prepare import PreparedData, prepare_data
 _CALIBRATION_BLOCKS = 8  # training blocks on which `start: auto` and `unit: spread` are measured
 
 
-def prepare(recipe: Recipe) -> PreparedData:
-    """Make, or find, the packed blocks of a recipe and nothing more. Every block is checked against its sums."""
+def prepare(recipe: Recipe, recorded: dict[str, Any] | None = None) -> PreparedData:
+    """Make, or find, the packed blocks of a recipe and nothing more. Every block is checked against its sums.
+
+    ``recorded`` are the fingerprints in the checkpoint that a run goes on from, if any.
+    """
     run = recipe.run
     tokens = run.max_steps * int(run.global_batch_size or 0) * recipe.data.block_size
     with told(
@@ -40,7 +43,8 @@ def prepare(recipe: Recipe) -> PreparedData:
     ):
         # One process a machine reads everything once: silent damage on disk would be trained on otherwise.
         say, check = print if run.process_index == 0 else _silent, run.local_process_index == 0
-        return prepare_data(recipe.data, vocab_size=vocab_size(recipe), run_tokens=tokens, say=say, check=check)
+        rows = vocab_size(recipe)
+        return prepare_data(recipe.data, vocab_size=rows, run_tokens=tokens, say=say, check=check, recorded=recorded)
 
 
 def _silent(text: str) -> None:
@@ -52,6 +56,7 @@ class TextTask:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.recorded: dict[str, Any] | None = None  # fingerprints of the data that a run was begun with
         self.memory = (
             f"lower per_device_train_batch_size from {recipe.run.per_device_train_batch_size} and keep "
             "global_batch_size, which leaves every step's samples as they are, set activation_checkpointing, or lower "
@@ -61,7 +66,7 @@ class TextTask:
     @cached_property
     def data(self) -> PreparedData:
         """The packed blocks."""
-        return prepare(self.recipe)
+        return prepare(self.recipe, self.recorded)
 
     def plan(self, *, dry: bool) -> list[str]:
         """What the recipe will do, as lines; reads no data.

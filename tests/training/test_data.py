@@ -164,3 +164,63 @@ def test_writer_keeps_tokens_across_shards(tmp_path: Path):
     writer.flush()
     rows = load_blocks(tmp_path, writer.shards)[:]["input_ids"]
     assert np.array_equal(rows.ravel(), stream[:20])
+
+
+@pytest.mark.parametrize("size", [11_000, 65_000, 700_000])
+def test_a_text_file_ends_once_and_where_a_part_was_cut_out(tmp_path: Path, size: int):
+    line = "One sentence of a long book about norms, which has no end until its last page.\n"
+    train_bpe(iter([line * 20]), 300).save_pretrained(tmp_path / "tok")
+    (tmp_path / "book.txt").write_text(line * (size // len(line)))
+    keys = {"tokenizer": str(tmp_path / "tok"), "validation_fraction": 0.1, "validation_tokens": 10**6}
+    prepared = prepare(tmp_path / "book.txt", block_size=8, **keys)
+    end = prepared.tokenizer.eos_token_id
+    ends = {p: int((getattr(prepared, p)[:]["input_ids"] == end).sum()) for p in ("train", "validation")}
+    assert prepared.description["key"]["version"] == 2
+    # Every held-out run ends once and parts the training text once; the document's own end may be in the last block.
+    assert 1 <= ends["validation"] <= 30 and 0 <= ends["train"] - ends["validation"] <= 2
+
+
+def test_a_tokenizer_with_holes_is_judged_by_its_largest_id(tmp_path: Path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    for name, end in (("small", 356), ("large", 70_256)):
+        vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"<|end|>": end}
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(tmp_path / name)
+    with pytest.raises(UserError, match=r"257 entries with ids up to 356 but .* is 300; set model\.vocab_size to 357"):
+        prepare(corpus(tmp_path), tokenizer=str(tmp_path / "small"))
+    data = DataArguments(
+        corpus=str(tmp_path / "docs.jsonl"), tokenizer=str(tmp_path / "large"), block_size=16, validation_fraction=0.1
+    )
+    prepared = preparing.prepare_data(data, vocab_size=80_000, run_tokens=0, say=lambda text: None)
+    stored = prepared.train[:]["input_ids"]
+    assert (
+        stored.max() == 70_256
+        and prepared.train.features["input_ids"].feature.dtype == "int32"
+        and prepared.description["key"]["version"] == 2
+    )
+
+
+def test_blocks_of_an_earlier_version_are_used_on(tmp_path: Path):
+    (tmp_path / "book.txt").write_text("A sentence about norms and their spread.\n" * 500)
+    path, said = tmp_path / "book.txt", []
+    now = prepare(path)
+    description = {k: v for k, v in now.description.items() if k != "format"}
+    old = now.folder.with_name("earlier")
+    now.folder.rename(old)
+    description["key"] = {**description["key"], "version": 1}
+    recorded = description["fingerprints"] = {**description["fingerprints"], "blocks": "earlier"}
+    (old / "data.json").write_text(json.dumps(description))
+    data = DataArguments(
+        corpus=str(path), block_size=16, validation_fraction=0.1, validation_tokens=10_000, tokenizer_vocab_size=300
+    )
+    found = preparing.prepare_data(data, vocab_size=300, run_tokens=1000, say=said.append, recorded=recorded)
+    assert found.folder == old and found.description["fingerprints"] == recorded
+    assert any("an earlier version made the blocks" in line for line in said)
+    # Others than those of the run are not, nor by another recipe.
+    assert prepare(path).folder != old
+    wrong = preparing.prepare_data(data, vocab_size=300, run_tokens=0, say=said.append, recorded={"blocks": "earlier"})
+    assert wrong.folder != old

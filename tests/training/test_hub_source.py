@@ -12,6 +12,8 @@ from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
 from ibnorm_hf.training.text import packing
 from ibnorm_hf.training.text import prepare as preparing
+from ibnorm_hf.training.text.sources import hub as hub_module
+from ibnorm_hf.training.text.sources.registry import open_source
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def hub(tmp_path: Path, monkeypatch):
     return monkeypatch
 
 
-def prepare(**keys) -> preparing.PreparedData:
+def prepare(say=lambda text: None, **keys) -> preparing.PreparedData:
     data = DataArguments(
         **{
             "corpus": "owner/name",
@@ -44,7 +46,7 @@ def prepare(**keys) -> preparing.PreparedData:
             **keys,
         }
     )
-    return preparing.prepare_data(data, vocab_size=300, run_tokens=1600, say=lambda text: None)
+    return preparing.prepare_data(data, vocab_size=300, run_tokens=1600, say=say)
 
 
 def test_the_validation_split_is_the_data_sets_own(hub):
@@ -88,3 +90,65 @@ def test_a_killed_stream_goes_on_where_it_was(hub):
 def test_a_missing_column_names_those_there_are(hub):
     with pytest.raises(UserError, match="has no column 'body'"):
         prepare(text_column="body")
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    """``breaking(error, times, at)``: 3,000 records, whose stream fails ``times`` times at record ``at``."""
+    waits: list[float] = []
+    monkeypatch.setattr(hub_module.time, "sleep", waits.append)
+
+    def arm(error: Exception, times: int, at: int = 2500) -> list[float]:
+        left = [times]
+
+        def rows():
+            for i in range(3000):
+                if i == at and left[0]:
+                    left[0] -= 1
+                    raise error
+                yield {"text": f"Record {i} counts {i**3}."}
+
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows))
+        return waits
+
+    return arm
+
+
+def read() -> list[str]:
+    return [piece.text for piece, _ in open_source(DataArguments(corpus="owner/name")).pieces()]
+
+
+@pytest.mark.parametrize("at", [0, 3, 2500])
+def test_a_stream_that_breaks_off_is_taken_up_at_the_record_reached(breaking, at: int):
+    waits = breaking(ConnectionError("Server Disconnected"), times=3, at=at)
+    assert read() == [f"Record {i} counts {i**3}." for i in range(3000)]
+    assert waits == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ConnectionError("Server Disconnected"), 6),
+        (TimeoutError("The read operation timed out"), 6),
+        (FileNotFoundError("part-3.jsonl.gz"), 0),
+        (ValueError("Couldn't cast id: string"), 0),
+    ],
+)
+def test_a_stream_that_stays_broken_is_one_sentence_and_goes_on_later(breaking, monkeypatch, error, attempts):
+    waits = breaking(error, times=10**9)
+    monkeypatch.setattr(packing, "BATCH_CHARS", 3000)
+    keys = {"token_budget": 80_000, "validation_fraction": 0.4}
+    tokenizer = {"tokenizer_vocab_size": 257}
+    breaking(error, times=0)
+    whole = prepare(**keys, **tokenizer)
+    kept = whole.train[:]["input_ids"].copy()
+    whole.folder.rename(whole.folder.with_name(f"whole{attempts}{type(error).__name__}"))
+    breaking(error, times=10**9)
+    with pytest.raises(UserError, match=r"broke off after 2,500 records: .*; what was read is kept") as caught:
+        prepare(**keys, **tokenizer)
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value) and len(waits) == attempts
+    breaking(error, times=0)
+    said: list[str] = []
+    resumed = prepare(**keys, **tokenizer, say=said.append)
+    assert any("resuming a killed preparation" in line for line in said)
+    assert np.array_equal(resumed.train[:]["input_ids"], kept)

@@ -166,3 +166,91 @@ def test_modules_are_parsed_not_executed(tmp_path: Path):
     assert module_prose(str(path)) == [PROSE]
     path.write_text("def broken(:")
     assert module_prose(str(path)) == []
+
+
+def records(count: int, start: int = 0) -> bytes:
+    return as_jsonl([f"Document {i} of some length." for i in range(start, start + count)])
+
+
+def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path):
+    import bz2
+
+    import pyarrow as pa
+
+    (tmp_path / "a.jsonl").write_bytes(records(2))
+    (tmp_path / "B.JSONL").write_bytes(records(2, 2))
+    (tmp_path / "c.ndjson").write_bytes(records(2, 4))
+    (tmp_path / "d.jsonl.BZ2").write_bytes(bz2.compress(records(2, 6)))
+    with pa.CompressedOutputStream(str(tmp_path / "e.jsonl.zst"), "zstd") as out:
+        out.write(records(2, 8))
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF\0")
+    (tmp_path / ".hidden.txt").write_text("x")
+    texts, source = read(tmp_path)
+    assert sorted(texts) == sorted(f"Document {i} of some length." for i in range(10))
+    assert source.describe()["files"] == 5
+    assert source.describe()["left_out"] == {"count": 2, "first": [".hidden.txt", "notes.pdf"]}
+    (tmp_path / "f.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(60))
+    with pytest.raises(UserError, match=r"f\.jsonl\.zst is damaged"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json", "a.ndjson.gz"])
+def test_a_byte_order_mark_costs_nothing(tmp_path: Path, name: str):
+    content = b"\xef\xbb\xbf" + (b"plain text\n" if name == "a.txt" else records(2))
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    texts, source = read(tmp_path / name)
+    assert texts[0] == ("plain text\n" if name == "a.txt" else "Document 0 of some length.") and not source.bad.counts
+    marked = source.fingerprint()
+    content = content[3:]
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read(tmp_path / name)[1].fingerprint() != marked
+
+
+@pytest.mark.parametrize("text", ['[{"text": "one"}, {"text": "two"}]', '[\n {"text": "one"},\n {"text": "two"}\n]\n'])
+def test_an_array_of_records(tmp_path: Path, text: str):
+    (tmp_path / "a.json").write_text(text)
+    assert read(tmp_path / "a.json")[0] == ["one", "two"]
+    (tmp_path / "a.json").write_text(text[:-3])
+    with pytest.raises(UserError, match=r"a\.json begins as a JSON array and is none"):
+        read(tmp_path / "a.json")
+
+
+def test_what_is_no_text_or_has_other_columns_is_said_so(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"content": "x", "id": 1}\n' * 300)
+    with pytest.raises(UserError, match=r"a\.jsonl has no column 'text', only content, id; set text_column"):
+        read(tmp_path / "a.jsonl")
+    (tmp_path / "a.data").write_text('{"text": "x"}\n' * 3)
+    with pytest.raises(UserError, match=r"a\.data holds JSON records; give it the ending \.jsonl"):
+        read(tmp_path / "a.data")
+    (tmp_path / "a.bin").write_bytes(bytes(100))
+    with pytest.raises(UserError, match=r"a\.bin is no text; give .*\.jsonl"):
+        read(tmp_path / "a.bin")
+    (tmp_path / "a.txt").write_bytes("text".encode("utf-16"))
+    with pytest.raises(UserError, match=r"a\.txt is UTF-16; convert it"):
+        read(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("text")
+    with pytest.raises(UserError, match=r"b\.txt is plain text and has no columns; leave text_column out"):
+        read(tmp_path / "b.txt", text_column="body")
+
+
+@pytest.mark.parametrize("size", [20_000, MAX_LINE_BYTES + 1000])
+def test_one_long_line_is_text_too(tmp_path: Path, size: int):
+    text = ("Größe ☃ of a norm, " * (size // 20))[:size]
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    pieces, source = read(tmp_path / "a.txt")
+    assert "".join(pieces) == text and not source.bad.counts
+    assert len(pieces) > 10 and max(map(len, pieces)) <= max(size // 10, 1 << 17)
+
+
+def test_bad_records_are_counted_once_however_often_reading_is_taken_up(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(b"".join(records(1, i) + b"{broken\n" for i in range(30)))
+    _, whole = read(tmp_path / "a.jsonl")
+    for stop in (1, 7, 29):
+        first = open_source(DataArguments(corpus=str(tmp_path / "a.jsonl")))
+        stream = first.pieces()
+        for _ in range(stop):
+            _, state = next(stream)
+        second = open_source(DataArguments(corpus=str(tmp_path / "a.jsonl")))
+        second.bad.restore(first.bad.state())
+        rest = list(second.pieces(state))
+        assert len(rest) == 30 - stop and second.bad.counts["malformed JSON"] <= whole.bad.counts["malformed JSON"] + 20

@@ -20,10 +20,13 @@ class HeldOut:
         self.run, self.chars = 0, 0
 
     def take(self, piece: Piece) -> tuple[bool, bool]:
-        """(is validation, is the last piece of its run) of the next piece."""
-        held = bool(self.period) and self.run % self.period == self.period // 2
+        """(is validation, does the piece after it go to the other part) of the next piece."""
+        held = self._held
         self.chars += piece.chars
-        last = bool(self.period) and self.chars >= self.run_chars
-        if last:
+        if self.period and self.chars >= self.run_chars:
             self.run, self.chars = self.run + 1, 0
-        return held, last
+        return held, self._held != held
+
+    @property
+    def _held(self) -> bool:
+        return bool(self.period) and self.run % self.period == self.period // 2

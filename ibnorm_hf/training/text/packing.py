@@ -22,6 +22,7 @@ from .blocks import BlockWriter
 from .encode import Encoder
 from .held_out import HeldOut
 from .sources.base import Piece, Source
+from .tokenizer import largest_id
 
 SHARD_TOKENS = 8_000_000  # bounds memory, and the work lost when a preparation is killed
 BATCH_CHARS = 250_000  # text tokenized at once; a worker needs some 50 times as many bytes
@@ -37,7 +38,7 @@ class Packer:
         self.folder, self.tokenizer, self.say = folder, tokenizer, say
         self.prompts = data.prompt_column is not None
         # Masked tokens are negative.
-        dtype = np.dtype("uint16" if len(tokenizer) <= 1 << 16 and not self.prompts else "int32")
+        dtype = np.dtype("uint16" if largest_id(tokenizer) < 1 << 16 and not self.prompts else "int32")
         size = data.block_size
         train_blocks = None if budget is None else max(1, budget // size)
         self.workers = data.prepare_workers
@@ -51,20 +52,31 @@ class Packer:
         """Read a source to its end or until enough is written. ``only`` sends every piece to one writer."""
         begin = self._restore(source, held_out) if only is not self.validation else None
         shard_blocks = max(1, SHARD_TOKENS // self.train.block_size)
+        if begin is not None and self._enough(held_out, only):
+            return
         planned = begin is not None or only is self.validation
-        with Encoder(self.tokenizer, self._workers(source)) as encoder:
-            for ids, batch in encoder.map(_batches(source, begin)):
-                if not planned:
-                    self._plan(source, batch, ids, encoder)
-                    planned = True
-                self._write(batch.pieces, ids, held_out, only)
-                self.documents += sum(piece.ends_document for piece in batch.pieces)
-                if self.train.pending_blocks >= shard_blocks:
-                    self._save(batch, held_out)
-                self._report(source)
-                if self._enough(held_out, only):
-                    source.bad.restore(batch.bad)  # what was read ahead is not part of these blocks
-                    break
+        batch = None
+        try:
+            with Encoder(self.tokenizer, self._workers(source)) as encoder:
+                for ids, batch in encoder.map(_batches(source, begin)):
+                    if not planned:
+                        self._plan(source, batch, ids, encoder)
+                        planned = True
+                    self._write(batch.pieces, ids, held_out, only)
+                    self.documents += sum(piece.ends_document for piece in batch.pieces)
+                    if self.train.pending_blocks >= shard_blocks:
+                        self._save(batch, held_out)
+                    self._report(source)
+                    if self._enough(held_out, only):
+                        source.bad.restore(batch.bad)  # what was read ahead is not part of these blocks
+                        break
+        except UserError as error:
+            # A stream that broke off: what was read is kept, so that the same command goes on from there.
+            if batch is not None and only is not self.validation and error.exit_code == 1:
+                self._save(batch, held_out)
+            raise
+        if batch is not None and only is self.train:
+            self._save(batch, held_out)  # reading the validation text may break off, too
 
     def _workers(self, source: Source) -> int:
         if self.workers is not None:
@@ -102,13 +114,13 @@ class Packer:
         end = self.tokenizer.eos_token_id
         rows = iter(ids)
         for piece in batch:
-            held, last = held_out.take(piece)
+            held, parted = held_out.take(piece)
             writer = only or (self.validation if held else self.train)
             if piece.prompt is not None:
                 writer.add(mask(self._shortened(next(rows))), 0)
             tokens = next(rows)
-            # A run that ends inside a document ends it too: what follows goes elsewhere.
-            if piece.ends_document or last:
+            # Where a held-out run is cut out of a document, each part ends: what follows in it is not what followed.
+            if piece.ends_document or parted:
                 tokens = np.append(tokens, end)
             writer.add(tokens, len(piece.text.encode("utf-8")))
 

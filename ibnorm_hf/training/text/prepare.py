@@ -22,9 +22,9 @@ from .held_out import HeldOut
 from .packing import Packer, Say
 from .sources.base import Source
 from .sources.registry import open_source
-from .tokenizer import fingerprint, get_tokenizer
+from .tokenizer import fingerprint, get_tokenizer, largest_id
 
-_VERSION = 1  # raise it when the same inputs would give other blocks
+FORMAT = 2  # of data.json: 2 since a document ends once; blocks without it are those of an earlier version
 
 
 @dataclass
@@ -39,7 +39,13 @@ class PreparedData:
 
 
 def prepare_data(
-    data: DataArguments, *, vocab_size: int, run_tokens: int, say: Say = print, check: bool = True
+    data: DataArguments,
+    *,
+    vocab_size: int,
+    run_tokens: int,
+    say: Say = print,
+    check: bool = True,
+    recorded: dict[str, Any] | None = None,
 ) -> PreparedData:
     """Prepare, or find in the cache, the blocks of a recipe.
 
@@ -49,6 +55,8 @@ def prepare_data(
         run_tokens: tokens the run will consume, the default budget of a data set on the Hub.
         say: receives a line of progress now and then.
         check: compare every shard with its SHA-256 (about a second a gigabyte) and not with its size alone.
+        recorded: the fingerprints in the checkpoint that is gone on from. Where an earlier version made its blocks,
+            they are used on: it cut other blocks from the same text.
 
     Raises:
         UserError: the corpus is absent, empty, too small, damaged, or the tokenizer does not fit.
@@ -57,19 +65,25 @@ def prepare_data(
         say("data: reading the docstrings of the installed packages (about 20 s the first time)")
     source = open_source(data)
     mark = source.fingerprint()
-    tokenizer = get_tokenizer(data, vocab_size, _tokenizer_mark(data, mark), _training_texts(data))
     budget = data.token_budget
     if budget is None and source.endless:
         budget = run_tokens
-    key_parts = {
-        "version": _VERSION,
-        "source": mark,
-        "tokenizer": fingerprint(tokenizer),
+    cut = {
         "block_size": data.block_size,
         "token_budget": budget,
         "validation_fraction": None if data.validation_split else data.validation_fraction,
         "validation_tokens": data.validation_tokens,
         "validation_split": data.validation_split,
+    }
+    if recorded and (earlier := _earlier(data, vocab_size, recorded, cut, check)):
+        say("data: an earlier version made the blocks of this run; they are used on")
+        return earlier
+    tokenizer = get_tokenizer(data, vocab_size, _tokenizer_mark(data, mark), _training_texts(data))
+    key_parts = {
+        "version": _version(source, tokenizer),
+        "source": mark,
+        "tokenizer": fingerprint(tokenizer),
+        **cut,
     }
     folder = cache_root() / "blocks" / digest(key_parts)[:24]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +93,31 @@ def prepare_data(
         if not (folder / "data.json").is_file():
             _materialize(source, tokenizer, folder, key_parts, data, say)
     return _load(folder, tokenizer, check)
+
+
+def _earlier(
+    data: DataArguments, vocab_size: int, recorded: dict[str, Any], cut: dict[str, Any], check: bool
+) -> PreparedData | None:
+    """The recorded blocks, if an earlier version made them by the same keys and they are still there."""
+    folder = cache_root() / "blocks" / Path(str(recorded.get("blocks"))).name
+    try:
+        description = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        same = (
+            description["fingerprints"] == recorded
+            and cut.items() >= {name: value for name, value in description["key"].items() if name in cut}.items()
+        )
+        if not same or description.get("format", 1) >= FORMAT:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    tokenizer = get_tokenizer(data, vocab_size, _tokenizer_mark(data, recorded["source"]), _training_texts(data))
+    return _load(folder, tokenizer, check) if fingerprint(tokenizer) == recorded["tokenizer"] else None
+
+
+def _version(source: Source, tokenizer: Any) -> int:
+    """Raised where the same inputs would give other blocks than in an earlier version, and nowhere else."""
+    wrapped = len(tokenizer) <= 1 << 16 <= largest_id(tokenizer)  # ids that were once stored in too few bits
+    return max(source.version, 2 if wrapped else 1)
 
 
 def _tokenizer_mark(data: DataArguments, source_mark: str) -> str:
@@ -130,13 +169,15 @@ def _materialize(
 
 def _check_enough(work: Packer, data: DataArguments, source: Source) -> None:
     if work.train.text_tokens == 0 and work.validation.text_tokens == 0:
-        bad = source.bad.describe()["count"]
-        raise UserError(f"corpus '{data.corpus}' holds no text{f' ({bad} unreadable records)' if bad else ''}")
+        bad = source.bad.describe()
+        what = f" ({bad['count']} unreadable records, first {', '.join(bad['first'])})" if bad["count"] else ""
+        raise UserError(f"corpus '{data.corpus}' holds no text{what}")
+    advice = {"training": "lower validation_fraction", "validation": "raise validation_fraction"}
     for part, name in ((work.train, "training"), (work.validation, "validation")):
         if not part.shards:
             raise UserError(
                 f"corpus '{data.corpus}' is too small: its {name} part has {part.pending_tokens} tokens, fewer than "
-                f"one block of {data.block_size}; lower block_size, raise validation_fraction or give more text"
+                f"one block of {data.block_size}; lower block_size, {advice[name]} or give more text"
             )
 
 
@@ -151,6 +192,7 @@ def _finish(work: Packer, source: Source, folder: Path, key: dict[str, Any], say
         }
 
     description: dict[str, Any] = {
+        "format": FORMAT,
         "corpus": source.describe(),
         "fingerprints": {"source": key["source"], "tokenizer": key["tokenizer"], "blocks": folder.name},
         "key": key,
@@ -168,6 +210,8 @@ def _finish(work: Packer, source: Source, folder: Path, key: dict[str, Any], say
     work.progress.unlink(missing_ok=True)
     os.replace(work.folder, folder)
     sync_folder(folder.parent)
+    if left_out := description["corpus"].get("left_out"):
+        say(f"data: left out {left_out['count']} files of no known ending, first {', '.join(left_out['first'])}")
     bad = description["bad_records"]
     if bad["count"]:
         say(f"data: skipped {bad['count']} unreadable records, first {', '.join(bad['first'])}")

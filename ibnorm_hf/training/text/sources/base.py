@@ -71,6 +71,7 @@ class Source(ABC):
     """An ordered, restartable stream of text pieces; the class knows which names of a corpus are its own."""
 
     order: ClassVar[int] = 0  # of two kinds that claim a name, the lower is taken
+    version: int = 1  # raised where the same corpus would give other blocks than before
 
     def __init__(self, data: DataArguments, bad: BadRecords | None = None) -> None:
         self.data = data

@@ -26,6 +26,7 @@ class Embedded(Source):
     def __init__(self, data: DataArguments) -> None:
         super().__init__(data)
         self.path = embedded_corpus()
+        self.version = _Documents.version
         self._reader: PlainText | None = None
 
     @classmethod

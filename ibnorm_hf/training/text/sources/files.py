@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import gzip
-import hashlib
+import io
+import json
 import lzma
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,13 +16,16 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from ....common.errors import UserError
-from ....common.paths import digest
+from ....common.paths import digest, file_sha256
 from ...keys.arguments import DataArguments
 from .base import BadRecords, Piece, Source
 from .records import MAX_LINE_BYTES, Columns
 from .registry import kinds
 
-PACKERS = (".gz", ".xz")
+PACKERS = (".gz", ".xz", ".bz2", ".zst")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Endings that were always read as they are now; a file of another has a mark of its own.
+_FIRST_ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
 
 
 class FileReader(ABC):
@@ -30,6 +36,8 @@ class FileReader(ABC):
 
     endings: ClassVar[tuple[str, ...]] = ()
     has_columns: ClassVar[bool] = True
+    version: ClassVar[int] = 1  # raised where the same file would give other blocks than before
+    cuts_lines: ClassVar[bool] = False  # whether a line that is too long is taken in parts, and not counted as damage
 
     def __init__(self, data: DataArguments, path: Path, bad: BadRecords, whole: int) -> None:
         self.path, self.bad, self.columns = path, bad, Columns(data)
@@ -44,12 +52,19 @@ class FileReader(ABC):
         """Decoded lines with their numbers; bad ones are counted and left out."""
         with open(self.path, "rb") as packed, _unpacked(packed, self.path) as handle:
             number = 0
+            rest = b""
             while raw := handle.readline(MAX_LINE_BYTES):
                 number += 1
                 if number % 64 == 1:
                     self.consumed = packed.tell()
+                if number == 1:
+                    raw = self._without_mark(raw)
+                raw, rest = rest + raw, b""
                 where = f"{self.path}:{number}"
-                if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                if len(raw) >= MAX_LINE_BYTES and not raw.endswith(b"\n") and self.cuts_lines:
+                    raw, rest = _whole_characters(raw)
+                    number -= 1  # the next part is of the same line
+                elif len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
                     while raw and not raw.endswith(b"\n"):
                         raw = handle.readline(MAX_LINE_BYTES)
                     self.bad.add(where, f"line over {MAX_LINE_BYTES >> 20} MiB")
@@ -64,6 +79,12 @@ class FileReader(ABC):
                     continue
                 yield number, line.replace("\r\n", "\n")
 
+    def _without_mark(self, raw: bytes) -> bytes:
+        """The first line without the byte order mark that some editors put before UTF-8."""
+        if raw.startswith(_UTF16):
+            raise UserError(f"corpus file {self.path} is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`")
+        return raw.removeprefix(codecs.BOM_UTF8)
+
 
 class Files(Source):
     """A local file, or every readable file of a folder in the order of their names."""
@@ -73,20 +94,23 @@ class Files(Source):
     def __init__(self, data: DataArguments, path: Path) -> None:
         super().__init__(data)
         self.path = path
-        self.files = _find_files(path)
+        self.files, self.left_out = _find_files(path)
+        self.version = max(reader_of(f).version for f in self.files)
         plain = [f for f in self.files if not reader_of(f).has_columns]
         if plain and data.prompt_column is not None:
             raise UserError(
                 f"corpus file {plain[0]} is plain text and has no columns; prompt_column and completion_column are for "
                 "jsonl, parquet and data sets on the Hub"
             )
+        if len(plain) == len(self.files) and data.text_column != "text":
+            raise UserError(f"corpus file {plain[0]} is plain text and has no columns; leave text_column out")
         self._reader: FileReader | None = None
         self._before = 0  # bytes of the files before the one that is read
 
     @classmethod
     def claims(cls, corpus: str) -> bool:
         path = Path(corpus).expanduser()
-        looks_local = corpus.startswith((".", "/", "~")) or path.suffix in (*endings(), *PACKERS)
+        looks_local = corpus.startswith((".", "/", "~")) or path.suffix.lower() in (*endings(), *PACKERS)
         return path.exists() or looks_local or corpus.count("/") > 1 or not corpus
 
     @classmethod
@@ -106,7 +130,11 @@ class Files(Source):
         return digest(["files", Columns(self.data).mark(), None, [_file_mark(f, self.path) for f in self.files]])
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "files", "path": str(self.path), "files": len(self.files), "bytes_on_disk": self.size_hint()}
+        out = {"kind": "files", "path": str(self.path), "files": len(self.files), "bytes_on_disk": self.size_hint()}
+        if self.left_out:
+            names = [str(path.relative_to(self.path)) for path in self.left_out]
+            out["left_out"] = {"count": len(names), "first": names[:5]}
+        return out
 
     def pieces(self, state: Any = None) -> Iterator[tuple[Piece, Any]]:
         first, skip = state or (0, 0)
@@ -114,11 +142,16 @@ class Files(Source):
         for index in range(first, len(self.files)):
             self._before = sum(sizes[:index])
             path = self.files[index]
-            self._reader = reader_of(path)(self.data, path, self.bad, sum(sizes))
+            done = skip if index == first else 0
+            # Bad records before the place that is gone on from have been counted.
+            unseen = BadRecords(limit=1 << 62)
+            self._reader = reader_of(path)(self.data, path, unseen if done else self.bad, sum(sizes))
             with readable(path):
-                for number, piece in enumerate(self._reader.read()):
-                    if index > first or number >= skip:
-                        yield piece, (index, number + 1)
+                for number, piece in enumerate(self._reader.read(), start=1):
+                    if number >= done:
+                        self._reader.bad = self.bad
+                    if number > done:
+                        yield piece, (index, number)
 
 
 @contextmanager
@@ -141,45 +174,79 @@ def endings() -> tuple[str, ...]:
 
 
 def reader_of(path: Path) -> type[FileReader]:
-    """The kind of a file; one of unknown ending is text."""
+    """The kind of a file; one of unknown ending is text.
+
+    Raises:
+        UserError: it has no known ending, and what is in it is no text.
+    """
     known = readers()
-    return known.get(ending_of(path), known[".txt"])
+    ending = ending_of(path)
+    if ending not in known:
+        _require_text(path)
+    return known.get(ending, known[".txt"])
+
+
+def _require_text(path: Path) -> None:
+    with readable(path), open(path, "rb") as packed, _unpacked(packed, path) as handle:
+        head = handle.read(1 << 16)
+    if b"\0" in head and not head.startswith(_UTF16):
+        raise UserError(f"corpus file {path} is no text; give {', '.join(readers())}, also {', '.join(PACKERS)}")
+    try:
+        record = json.loads(head.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return
+    if isinstance(record, dict):
+        raise UserError(f"corpus file {path} holds JSON records; give it the ending .jsonl")
 
 
 def ending_of(path: Path) -> str:
-    """``.jsonl`` of ``a.jsonl`` and of ``a.jsonl.gz``."""
+    """``.jsonl`` of ``a.jsonl``, ``A.JSONL`` and ``a.jsonl.gz``."""
+    path = Path(path.name.lower())
     return Path(path.stem).suffix if path.suffix in PACKERS else path.suffix
 
 
+def _whole_characters(raw: bytes) -> tuple[bytes, bytes]:
+    """Bytes up to the last whole UTF-8 character, and the rest."""
+    for back in range(1, min(4, len(raw)) + 1):
+        if raw[-back] & 0xC0 != 0x80:  # where a character begins
+            return (raw[:-back], raw[-back:]) if raw[-back] >= 0xC0 else (raw, b"")
+    return raw, b""
+
+
 def _unpacked(file: IO[bytes], path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
+    packer = path.suffix.lower()
+    if packer == ".gz":
         return gzip.open(file, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
+    if packer == ".xz":
         return lzma.open(file, "rb")
+    if packer == ".bz2":
+        return bz2.open(file, "rb")
+    if packer == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
     return file
 
 
-def _find_files(path: Path) -> list[Path]:
+def _find_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The files to read, and those of a folder that are none of ours."""
     if path.is_file():
-        return [path]  # whatever its suffix: an unknown one is read as text
+        return [path], []  # whatever its suffix: an unknown one is read as text
     known = readers()
-    found = sorted(f for f in path.rglob("*") if f.is_file() and ending_of(f) in known and f.name[0] != ".")
+    lying = sorted(f for f in path.rglob("*") if f.is_file())
+    found = [f for f in lying if ending_of(f) in known and f.name[0] != "."]
     if not found:
         raise UserError(f"corpus folder {path} holds no {', '.join(known)} file (also {', '.join(PACKERS)})")
-    return found
+    return found, [f for f in lying if f not in set(found)]
 
 
 def _file_mark(path: Path, root: Path) -> list[Any]:
-    """Name and content of a file; of a large one its size, time and both ends, to stay quick."""
-    status = path.stat()
-    checksum = hashlib.sha256()
-    with open(path, "rb") as handle:
-        if status.st_size <= 256 << 20:
-            while chunk := handle.read(1 << 20):
-                checksum.update(chunk)
-            return [path.name if path == root else str(path.relative_to(root)), checksum.hexdigest()]
-        checksum.update(handle.read(1 << 20))
-        handle.seek(-(1 << 20), 2)
-        checksum.update(handle.read())
-    name = path.name if path == root else str(path.relative_to(root))
-    return [name, status.st_size, status.st_mtime_ns, checksum.hexdigest()]
+    """Name and content of a file, and how it is read where an earlier version read it otherwise."""
+    mark = [path.name if path == root else str(path.relative_to(root)), file_sha256(path)]
+    ending = Path(path.stem).suffix if path.suffix in (".gz", ".xz") else path.suffix
+    if ending not in _FIRST_ENDINGS and ending_of(path) in readers():
+        mark.append(ending_of(path))
+    with readable(path), open(path, "rb") as packed, _unpacked(packed, path) as handle:
+        if handle.read(3) == codecs.BOM_UTF8:
+            mark.append("without its byte order mark")
+    return mark

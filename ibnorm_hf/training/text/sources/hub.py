@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,43 @@ from ....common.paths import digest
 from ...keys.arguments import DataArguments
 from .base import Piece, Source
 from .records import Columns
+
+# Seconds before each further attempt to read on.
+_WAITS = (1, 2, 4, 8, 16, 32)
+# Not found, other columns, a damaged file: another attempt would meet the same.
+_FOR_GOOD = (FileNotFoundError, ValueError, TypeError, KeyError)
+_MARK_EVERY = 1000  # records between two states that are kept
+
+
+class _Place:
+    """How far a stream has been read, and how to come there again: a state of the stream, and records after it."""
+
+    def __init__(self, record: int, state: Any) -> None:
+        self.record = record
+        self.stream: Any = None
+        self._marked, self._mark = record, state  # a place of which the stream's state is known
+        self._at = record  # the record that the open stream is at
+
+    def open(self, stream: Any) -> None:
+        """Take a fresh stream, and go to the last known place before the one reached."""
+        self.stream, self._at = stream, self._marked
+        if self._mark is not None:
+            stream.load_state_dict(self._mark)
+
+    def passed(self) -> bool:
+        """One more record was read; whether it is a new one."""
+        self._at += 1
+        if self._at <= self.record:
+            return False
+        self.record = self._at
+        if self.record - self._marked >= _MARK_EVERY:
+            self._marked, self._mark = self.record, self.stream.state_dict()
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """The place as plain values."""
+        assert self.stream is not None
+        return {"record": self.record, "stream": self.stream.state_dict()}
 
 
 class HubSource(Source):
@@ -53,13 +91,41 @@ class HubSource(Source):
         }
 
     def pieces(self, state: Any = None) -> Iterator[tuple[Piece, Any]]:
-        stream = self._open()
-        if state is not None:
-            stream.load_state_dict(state)
-        for number, record in enumerate(stream):
-            for piece in self.columns.read(record, f"{self.corpus} record {number}", self.bad):
+        state = state or {"record": 0, "stream": None}
+        if "record" not in state:
+            state = {"record": 0, "stream": state}  # of an earlier version
+        place = _Place(state["record"], state["stream"])
+        for record in self._records(place):
+            for piece in self.columns.read(record, f"{self.corpus} record {place.record - 1}", self.bad):
                 # The state is a nested mapping: taking it for every record would cost more than reading.
-                yield piece, stream.state_dict
+                yield piece, place.state
+
+    def _records(self, place: _Place) -> Iterator[Any]:
+        """Records from ``place`` on; a stream that breaks off is opened again at the record reached."""
+        failures = 0
+        while True:
+            try:
+                place.open(self._open())
+                for record in place.stream:
+                    if place.passed():
+                        failures = 0
+                        yield record
+                return
+            except UserError as error:
+                if not place.record:
+                    raise
+                reason: BaseException = error
+            except Exception as error:  # the library and its parts raise dozens of kinds
+                reason = error
+            failures += 1
+            if failures > len(_WAITS) or isinstance(reason, _FOR_GOOD):
+                raise UserError(
+                    f"corpus '{self.corpus}' broke off after {place.record:,} records: "
+                    f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}; what was read is kept, and the "
+                    "same command goes on from there",
+                    exit_code=1,
+                ) from None
+            time.sleep(_WAITS[failures - 1])
 
     def _open(self) -> Any:
         from datasets import load_dataset

@@ -28,5 +28,7 @@ class Parquet(FileReader):
                 for record in batch.to_pylist():
                     number += 1
                     yield from self.columns.read(record, f"{self.path}:{number}", self.bad)
+            if number != file.metadata.num_rows:
+                raise UserError(f"corpus file {self.path} has {file.metadata.num_rows} rows, and {number} were read")
         except pa.ArrowException as error:
             raise UserError(f"corpus file {self.path} is damaged or unreadable: {error}") from None

@@ -17,13 +17,15 @@ class PlainText(FileReader):
 
     endings: ClassVar[tuple[str, ...]] = (".txt",)
     has_columns = False
+    version = 2
+    cuts_lines = True
     separator: str | None = None
 
     def read(self) -> Iterator[Piece]:
         limit = min(MAX_PIECE_CHARS, max(256, self.whole // 64))
         held: list[str] = []
         size = 0
-        for _, line in self.lines():
+        for line in _in_parts((line for _, line in self.lines()), 8 * limit, limit):
             ended = self.separator is not None and line.strip("\n ") == self.separator
             if not ended:
                 held.append(line)
@@ -36,3 +38,18 @@ class PlainText(FileReader):
         text = "".join(held)
         if text.strip():
             yield Piece(text, True)
+
+
+def _in_parts(lines: Iterator[str], longest: int, size: int) -> Iterator[str]:
+    """Lines; one over ``longest`` characters in parts of about ``size``, cut before a space where there is one."""
+    for line in lines:
+        if len(line) <= longest:
+            yield line
+            continue
+        start = 0
+        while start < len(line):
+            stop = start + size
+            space = line.rfind(" ", start + size // 2, stop)
+            stop = space if space > 0 and stop < len(line) else stop
+            yield line[start:stop]
+            start = stop

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -14,6 +15,13 @@ from ibnorm_hf.training.text import packing
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.sources import hub as hub_module
 from ibnorm_hf.training.text.sources.registry import open_source
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nobody is asked for a commit, unless a test says what the answer is."""
+    hub_module.resolve_commit.cache_clear()
+    monkeypatch.setattr(hub_module, "HfApi", lambda: SimpleNamespace())
 
 
 @pytest.fixture
@@ -28,14 +36,14 @@ def hub(tmp_path: Path, monkeypatch):
     real = datasets.load_dataset
 
     def load(name, config, *, split, revision, streaming):
-        assert (name, config, revision, streaming) == ("owner/name", "en", None, True)
+        assert (name, config, streaming) == ("owner/name", "en", True)
         return real("json", data_files=files[split], split="train", streaming=True)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     return monkeypatch
 
 
-def prepare(say=lambda text: None, **keys) -> preparing.PreparedData:
+def prepare(say=lambda text: None, recorded=None, **keys) -> preparing.PreparedData:
     data = DataArguments(
         **{
             "corpus": "owner/name",
@@ -46,7 +54,7 @@ def prepare(say=lambda text: None, **keys) -> preparing.PreparedData:
             **keys,
         }
     )
-    return preparing.prepare_data(data, vocab_size=300, run_tokens=1600, say=say)
+    return preparing.prepare_data(data, vocab_size=300, run_tokens=1600, say=say, recorded=recorded)
 
 
 def test_the_validation_split_is_the_data_sets_own(hub):
@@ -152,3 +160,38 @@ def test_a_stream_that_stays_broken_is_one_sentence_and_goes_on_later(breaking, 
     resumed = prepare(**keys, **tokenizer, say=said.append)
     assert any("resuming a killed preparation" in line for line in said)
     assert np.array_equal(resumed.train[:]["input_ids"], kept)
+
+
+class Api:
+    """Stands for the Hub's own: a data set whose head is ``head``; None is no network."""
+
+    head: str | None = "a" * 40
+
+    def dataset_info(self, name, *, revision, timeout):
+        if self.head is None:
+            raise ConnectionError("no network")
+        return SimpleNamespace(sha=self.head)
+
+
+def test_the_commit_is_resolved_recorded_and_part_of_the_key(hub, tmp_path: Path):
+    hub.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
+    hub.setattr(hub_module, "HfApi", Api)
+    asked: list[str] = []
+    load = datasets.load_dataset
+    hub.setattr(datasets, "load_dataset", lambda *w, **k: (asked.append(k["revision"]), load(*w, **k))[1])
+
+    def again(**keys):
+        hub_module.resolve_commit.cache_clear()
+        return prepare(validation_split="validation", **keys)
+
+    first = again()
+    assert first.description["corpus"]["commit"] == "a" * 40 and set(asked) == {"a" * 40}
+    hub.setattr(Api, "head", None)
+    assert again().folder == first.folder  # the recorded one
+    hub.setattr(Api, "head", "b" * 40)
+    moved = again()
+    assert moved.folder != first.folder and moved.description["corpus"]["commit"] == "b" * 40
+    # A run that was begun with the first goes on with it.
+    assert again(recorded=first.description["fingerprints"]).folder == first.folder
+    assert again(corpus_revision="c" * 40).description["corpus"]["commit"] == "c" * 40
+    hub_module.resolve_commit.cache_clear()

@@ -4,6 +4,8 @@
 import gzip
 import json
 import lzma
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
 from ibnorm_hf.training.text import sources
 from ibnorm_hf.training.text.docstrings import module_prose, prose_paragraphs
-from ibnorm_hf.training.text.sources import registry
+from ibnorm_hf.training.text.sources import files, registry
 from ibnorm_hf.training.text.sources.base import Source
 from ibnorm_hf.training.text.sources.records import MAX_LINE_BYTES
 from ibnorm_hf.training.text.sources.registry import open_source
@@ -254,3 +256,20 @@ def test_bad_records_are_counted_once_however_often_reading_is_taken_up(tmp_path
         second.bad.restore(first.bad.state())
         rest = list(second.pieces(state))
         assert len(rest) == 30 - stop and second.bad.counts["malformed JSON"] <= whole.bad.counts["malformed JSON"] + 20
+
+
+def test_a_large_file_is_known_by_its_content_and_hashed_once(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "REMEMBERED_BYTES", 10)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "c.txt").write_text("one text that is long enough")
+    first = read(tmp_path / "a" / "c.txt")[1].fingerprint()
+    copied = Path(shutil.copytree(tmp_path / "a", tmp_path / "b"))
+    os.utime(copied / "c.txt", (1, 1))
+    assert read(copied / "c.txt")[1].fingerprint() == first
+    monkeypatch.setattr(files, "file_sha256", lambda path: pytest.fail("hashed twice"))
+    assert read(tmp_path / "a" / "c.txt")[1].fingerprint() == first
+    monkeypatch.undo()
+    monkeypatch.setattr(files, "REMEMBERED_BYTES", 10)
+    (tmp_path / "a" / "c.txt").write_text("one text that is long enougH")
+    assert read(tmp_path / "a" / "c.txt")[1].fingerprint() != first

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def prepare_data(
     """
     if data.corpus == "embedded":
         say("data: reading the docstrings of the installed packages (about 20 s the first time)")
+    data = _as_begun(data, recorded)
     source = open_source(data)
     mark = source.fingerprint()
     budget = data.token_budget
@@ -93,6 +94,17 @@ def prepare_data(
         if not (folder / "data.json").is_file():
             _materialize(source, tokenizer, folder, key_parts, data, say)
     return _load(folder, tokenizer, check)
+
+
+def _as_begun(data: DataArguments, recorded: dict[str, Any] | None) -> DataArguments:
+    """The keys with the commit that a run was begun with: the Hub may have moved on since."""
+    try:
+        found = cache_root() / "blocks" / Path(str((recorded or {})["blocks"])).name / "data.json"
+        corpus = json.loads(found.read_text(encoding="utf-8"))["corpus"]
+        named = (corpus["name"], corpus["revision"]) == (data.corpus, data.corpus_revision)
+        return replace(data, corpus_revision=corpus["commit"]) if named and corpus["commit"] else data
+    except (OSError, ValueError, KeyError, TypeError):
+        return data
 
 
 def _earlier(

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from ....common.errors import UserError
-from ....common.paths import digest, file_sha256
+from ....common.paths import cache_root, digest, file_sha256, write_json
 from ...keys.arguments import DataArguments
 from .base import BadRecords, Piece, Source
 from .records import MAX_LINE_BYTES, Columns
 from .registry import kinds
 
 PACKERS = (".gz", ".xz", ".bz2", ".zst")
+REMEMBERED_BYTES = 64 << 20  # files from this size on are not hashed again while they are untouched
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Endings that were always read as they are now; a file of another has a mark of its own.
 _FIRST_ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
@@ -240,9 +241,25 @@ def _find_files(path: Path) -> tuple[list[Path], list[Path]]:
     return found, [f for f in lying if f not in set(found)]
 
 
+def _content(path: Path) -> str:
+    """SHA-256 of a file; of a large one read once, as long as path, size, time and inode stay as they are."""
+    status = path.stat()
+    if status.st_size < REMEMBERED_BYTES:
+        return file_sha256(path)
+    seen = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+    record = cache_root() / "contents" / f"{digest(seen)[:24]}.json"
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    checksum = file_sha256(path)
+    write_json(record, {"path": seen[0], "sha256": checksum})
+    return checksum
+
+
 def _file_mark(path: Path, root: Path) -> list[Any]:
     """Name and content of a file, and how it is read where an earlier version read it otherwise."""
-    mark = [path.name if path == root else str(path.relative_to(root)), file_sha256(path)]
+    mark = [path.name if path == root else str(path.relative_to(root)), _content(path)]
     ending = Path(path.stem).suffix if path.suffix in (".gz", ".xz") else path.suffix
     if ending not in _FIRST_ENDINGS and ending_of(path) in readers():
         mark.append(ending_of(path))

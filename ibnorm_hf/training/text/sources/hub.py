@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
+from huggingface_hub import HfApi
+
 from ....common.errors import UserError
-from ....common.paths import digest
+from ....common.paths import cache_root, digest, write_json
 from ...keys.arguments import DataArguments
 from .base import Piece, Source
 from .records import Columns
@@ -51,6 +56,24 @@ class _Place:
         return {"record": self.record, "stream": self.stream.state_dict()}
 
 
+@cache
+def resolve_commit(name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a data set stands for now; offline the one last seen, None if there is none."""
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    record = cache_root() / "hub" / f"{digest([name, revision])[:24]}.json"
+    try:
+        commit = HfApi().dataset_info(name, revision=revision, timeout=10).sha
+    except Exception:  # offline, no network, no such name: opening it says which
+        try:
+            return str(json.loads(record.read_text(encoding="utf-8"))["commit"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    if commit:
+        write_json(record, {"name": name, "revision": revision, "commit": commit})
+    return commit
+
+
 class HubSource(Source):
     """A split of a data set on the Hub; whatever no other kind claims is taken for the name of one."""
 
@@ -59,6 +82,7 @@ class HubSource(Source):
     def __init__(self, data: DataArguments, corpus: str, *, split: str) -> None:
         super().__init__(data)
         self.corpus, self.split, self.columns = corpus, split, Columns(data)
+        self.commit = resolve_commit(corpus, data.corpus_revision)
 
     @classmethod
     def claims(cls, corpus: str) -> bool:
@@ -78,7 +102,8 @@ class HubSource(Source):
 
     def fingerprint(self) -> str:
         data = self.data
-        return digest(["hub", self.corpus, data.corpus_config, self.split, data.corpus_revision, self.columns.mark()])
+        commit = self.commit or data.corpus_revision
+        return digest(["hub", self.corpus, data.corpus_config, self.split, commit, self.columns.mark()])
 
     def describe(self) -> dict[str, Any]:
         data = self.data
@@ -88,6 +113,7 @@ class HubSource(Source):
             "config": data.corpus_config,
             "split": self.split,
             "revision": data.corpus_revision,
+            "commit": self.commit,
         }
 
     def pieces(self, state: Any = None) -> Iterator[tuple[Piece, Any]]:
@@ -133,7 +159,11 @@ class HubSource(Source):
         data = self.data
         try:
             stream = load_dataset(
-                self.corpus, data.corpus_config, split=self.split, revision=data.corpus_revision, streaming=True
+                self.corpus,
+                data.corpus_config,
+                split=self.split,
+                revision=self.commit or data.corpus_revision,
+                streaming=True,
             )
         except Exception as error:  # the library raises many kinds, from network to parsing
             reason = " ".join(str(error).split())[:300]

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading corpora: formats, and bad input that is counted, named, and stopped at a limit."""
 
+import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -273,3 +275,23 @@ def test_a_large_file_is_known_by_its_content_and_hashed_once(tmp_path: Path, mo
     monkeypatch.setattr(files, "REMEMBERED_BYTES", 10)
     (tmp_path / "a" / "c.txt").write_text("one text that is long enougH")
     assert read(tmp_path / "a" / "c.txt")[1].fingerprint() != first
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("A.TSV", "\t"), ("a.csv.gz", ",")])
+def test_csv(tmp_path: Path, name: str, separator: str):
+    rows = [("id", "text"), ("1", f"one{separator} and more"), ("2", 'two "lines"\nof text'), ("3", "")]
+    with io.StringIO(newline="") as out:
+        csv.writer(out, delimiter=separator).writerows(rows)
+        content = out.getvalue().encode() + b"4\r\n"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    texts, source = read(tmp_path / name)
+    assert texts == [rows[1][1], rows[2][1]]
+    assert source.bad.counts == {"empty": 1, "another number of values than the first line": 1}
+    with pytest.raises(UserError, match="has no column 'body', only id, text; set text_column"):
+        read(tmp_path / name, text_column="body")
+
+
+def test_a_damaged_csv_is_named(tmp_path: Path):
+    (tmp_path / "a.csv").write_text('text\n"never closed\n')
+    with pytest.raises(UserError, match=r"a\.csv is damaged near line 2"):
+        read(tmp_path / "a.csv")

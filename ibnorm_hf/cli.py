@@ -173,6 +173,7 @@ def _add_hub_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser = jobs.add_parser("card", help=text, description=text, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="run folder; the card goes beside its weights")
     parser.add_argument("--output", metavar="DIR", help="write card, picture and eval results there instead")
+    parser.add_argument("--force", action="store_true", help="replace a card of somebody else; it is kept as *.before")
     parser.set_defaults(job=card)
 
     text = "publish a run on the Hub in one commit: model, tokenizer, card, code, eval results"
@@ -183,6 +184,7 @@ def _add_hub_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     visibility.add_argument("--private", action="store_true", default=None, help="a private repository (default)")
     visibility.add_argument("--public", dest="private", action="store_false", help="a public repository")
     parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded; no token, no network")
+    parser.add_argument("--license", metavar="ID", help="the licence you give it; without one, none is claimed")
     parser.set_defaults(job=push)
 
 
@@ -252,7 +254,8 @@ def card(arguments: argparse.Namespace) -> int:
 
     from .hub.card import write_card
 
-    print(write_card(arguments.run, target=Path(arguments.output) if arguments.output else None))
+    target = Path(arguments.output) if arguments.output else None
+    print(write_card(arguments.run, target=target, force=arguments.force))
     return 0
 
 
@@ -260,7 +263,8 @@ def push(arguments: argparse.Namespace) -> int:
     """Upload a run."""
     from .hub.push import push as upload
 
-    upload(arguments.run, arguments.repo_id, private=arguments.private, dry_run=arguments.dry_run)
+    words = {"private": arguments.private, "dry_run": arguments.dry_run, "license": arguments.license}
+    upload(arguments.run, arguments.repo_id, **words)
     return 0
 
 

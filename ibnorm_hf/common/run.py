@@ -7,8 +7,10 @@ named below may hold anything; a file that is not there reads as empty.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import types
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints
@@ -16,6 +18,7 @@ from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints
 from . import strict_json, strict_yaml
 from .errors import UserError, one_line
 from .listing import CHECKSUMS, MANIFEST, PICKLES, list_files, pickle_reason, problems, require_regular
+from .paths import file_sha256
 from .strict_json import read_lines, read_object
 
 VERSION = 1  # of the form; environment.json says it as `run_version`
@@ -365,3 +368,33 @@ def verify_model(folder: Path) -> None:
 def _mark(path: Path) -> tuple[int, int, int]:
     entry = path.stat()
     return entry.st_size, entry.st_mtime_ns, entry.st_ino
+
+
+_NOT_THE_MODEL: tuple[str, ...] = (
+    "*.md",
+    "LICEN*",
+    "NOTICE*",
+    MANIFEST,
+    CHECKSUMS,
+    LOSS_CURVE,
+    "rng_state*",
+    "trainer_state.json",
+)
+_NOT_THE_MODEL += ("optimizer.pt", "scheduler.pt")
+
+
+def fingerprint(places: Iterable[str | Path]) -> str:
+    """SHA-256 over config, weights and tokenizer files of folders; over the name alone for a model of the Hub.
+
+    Results record it as ``model_sha256``: a score belongs to the weights that it was measured with.
+    """
+    checksum = hashlib.sha256()
+    for place in places:
+        folder = Path(place)
+        if not folder.is_dir():
+            checksum.update(str(place).encode())
+            continue
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+            if not path.name.startswith(".") and not any(path.match(pattern) for pattern in _NOT_THE_MODEL):
+                checksum.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
+    return checksum.hexdigest()

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError
-from ..common.paths import file_sha256
-from ..common.run import adapter_config, checkpoints, is_adapter, is_run, require_safetensors, verify_model
+from ..common.run import adapter_config, checkpoints, fingerprint, is_adapter, is_run, require_safetensors, verify_model
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.gguf")
-_NOT_THE_MODEL = ("*.md", "manifest.json", "optimizer.pt", "scheduler.pt", "rng_state*", "trainer_state.json")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -44,16 +41,7 @@ class Target:
 
     def fingerprint(self) -> str:
         """SHA-256 over config, weights and tokenizer files; over the name alone for a model of the Hub."""
-        checksum = hashlib.sha256()
-        for place in filter(None, (self.pretrained, self.peft, self.tokenizer)):
-            folder = Path(place)
-            if not folder.is_dir():
-                checksum.update(place.encode())
-                continue
-            for path in sorted(p for p in folder.iterdir() if p.is_file()):
-                if not path.name.startswith(".") and not any(path.match(pattern) for pattern in _NOT_THE_MODEL):
-                    checksum.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
-        return checksum.hexdigest()
+        return fingerprint(filter(None, (self.pretrained, self.peft, self.tokenizer)))
 
 
 def resolve(name: str) -> Target:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from .. import registration
-from ..common import strict_yaml
+from ..common import strict_json, strict_yaml
+from ..common.errors import UserError
 from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE
 from ..modeling.compression import get_compression, list_compressions
 from .eval_results import entries, write_entries
 from .facts import Facts, read_facts
 from .norm_facts import norm_facts
-from .results import MEASURES, NOT_MEASURED, comparison_table, leaderboard_table, number
+from .results import MEASURES, NOT_MEASURED, leaderboard_table, number
 
 # How a class is loaded and what the Hub calls its task, by what its name ends in.
 _TASKS = (
@@ -30,6 +30,7 @@ _TASKS = (
     ("ForImageClassification", "AutoModelForImageClassification", "image-classification"),
     ("", "AutoModel", "feature-extraction"),
 )
+_OURS = "by `ibnorm_hf`"  # stands in every card that this program wrote
 _EMBEDDED = (
     "English prose from the docstrings of Python packages (the embedded corpus of `ibnorm_hf`): technical, about "
     "software, different with the versions installed. The text stays under its authors' licences and is not "
@@ -37,25 +38,51 @@ _EMBEDDED = (
 )
 
 
-def write_card(source: str | Path, *, target: Path | None = None, model_id: str | None = None) -> Path:
+def write_card(
+    source: str | Path,
+    *,
+    target: Path | None = None,
+    model_id: str | None = None,
+    license: str | None = None,
+    force: bool = True,
+) -> Path:
     """Write README.md, the loss curve's picture and ``.eval_results`` beside the weights.
 
     Args:
         source: a run folder, or a model folder, whose card then has little to say.
         target: another folder to write to; where the source holds a PEFT adapter, its export.
         model_id: how the loading examples name the model; the run's name by default.
+        license: what the owner names, where no base says otherwise.
+        force: replace a card that is not this program's; what stood there is kept beside it as ``*.before``.
 
     Raises:
         UserError: there is no finished model, or one of the run's files cannot be read.
     """
-    facts = read_facts(source, merged=target)
+    facts = read_facts(source, merged=target, license=license)
     target = facts.model if target is None else target
     target.mkdir(parents=True, exist_ok=True)
+    _keep_foreign(target, force=force)
     if facts.loss_curve is not None:
         shutil.copyfile(facts.loss_curve, target / LOSS_CURVE)
     make_card(facts, model_id or facts.name).save(target / CARD)
     write_entries(facts, target / EVAL_RESULTS)
     return target / CARD
+
+
+def _keep_foreign(target: Path, *, force: bool) -> None:
+    """Move a card that is not ours aside, with its results; raises UserError without ``force``."""
+    card = target / CARD
+    if not card.exists() or _OURS in strict_json.read_text(card):
+        return
+    if not force:
+        raise UserError(
+            f"{card} was not written by this program, and may hold another licence; keep it, or give --force: what "
+            "stands there is then kept as *.before"
+        )
+    for path in (card, target / EVAL_RESULTS):
+        aside = path.with_name(f"{path.name}.before")
+        if path.exists() and not aside.exists():
+            path.rename(aside)
 
 
 def make_card(facts: Facts, model_id: str) -> ModelCard:
@@ -78,8 +105,10 @@ def _metadata(facts: Facts) -> ModelCardData:
         model_name=facts.name if results else None,
         eval_results=results or None,
         language="en" if embedded else None,
-        license=None if facts.base else "apache-2.0",  # what was made from another's weights has their licence
-        base_model=facts.base if _on_the_hub(facts.base) else None,
+        license=facts.terms.metadata.get("license"),
+        license_name=facts.terms.metadata.get("license_name"),
+        license_link=facts.terms.metadata.get("license_link"),
+        base_model=facts.terms.base_model,
         library_name="transformers",
         pipeline_tag=_task(facts)[1],
         # A vanilla baseline is no IBNorm model, and must not be found as one.
@@ -87,11 +116,6 @@ def _metadata(facts: Facts) -> ModelCardData:
         datasets=[corpus["name"]] if corpus.get("kind") == "hub" else None,
         metrics=sorted({r.metric_type for r in results}) or None,
     )
-
-
-def _on_the_hub(name: str | None) -> bool:
-    """Whether a base can be a name on the Hub: ``owner/name``, and no folder here."""
-    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
@@ -116,7 +140,6 @@ def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
         "results": _results(facts),
         "seeds": _seeds(facts),
         "sample": facts.sample,
-        "comparison": comparison_table(facts),
         "leaderboard": leaderboard_table(facts),
         "environment": _environment(facts),
         "limits": _limits(facts),
@@ -131,7 +154,7 @@ def _overview(facts: Facts) -> list[tuple[str, Any]]:
         ("parameters", f"{facts.parameters:,}"),
         ("normalization", get("norm_type") or "the architecture's own"),
         ("steps", number(facts.validation.get("step"))),
-        ("tokens seen", number(facts.validation.get("tokens_seen"))),
+        (f"{facts.unit}s seen", number(facts.validation.get(f"{facts.unit}s_seen"))),
         ("seed", facts.environment.get("seed", NOT_MEASURED)),
     ]
 
@@ -185,19 +208,22 @@ def _data(facts: Facts) -> dict[str, Any]:
 
 
 def _results(facts: Facts) -> list[tuple[str, str]]:
-    rows = [(label, number(facts.validation.get(key))) for key, label in MEASURES.items() if key in facts.validation]
+    each = "an image" if facts.unit == "image" else "a token"
+    labels = {key: label.replace("a token", each) for key, label in MEASURES.items()}
+    rows = [(label, number(facts.validation.get(key))) for key, label in labels.items() if key in facts.validation]
     rows = rows or [("validation loss", NOT_MEASURED)]
-    speeds = [speed for line in facts.metrics if (speed := line.get("tokens_per_s"))]
+    lines: list[Any] = list(facts.metrics)
+    speeds = [speed for line in lines if (speed := line.get(f"{facts.unit}s_per_s"))]
     speeds = speeds[1:] or speeds  # the first holds the warm-up
     mean = f"{len(speeds) / sum(1 / s for s in speeds):,.0f}" if speeds else NOT_MEASURED
-    return [*rows, ("training speed, tokens a second", mean)]
+    if (kept := facts.robustness.get("corrupted_top1")) is not None:
+        rows.append(("accuracy (top 1), mean over corruptions and severities", number(kept)))
+    return [*rows, (f"training speed, {facts.unit}s a second", mean)]
 
 
 def _seeds(facts: Facts) -> str:
     if not facts.validation:
         return f"Spread over seeds: {NOT_MEASURED}."
-    if facts.comparison:
-        return "The numbers above are one run of one seed; the comparison below says over how many seeds it was made."
     return (
         "One run of one seed: spread over seeds not measured, so a difference to another run of about the same size "
         "means nothing."

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from transformers import PreTrainedModel
 from ..common.errors import UserError
 from ..common.nats import mean_nats
 from ..common.paths import write_json
+from ..common.run import CARD, is_model, is_run, model_folder
 from ..common.strict_json import plain
 from ..modeling.replace import replace_norms
 from ..modeling.report import ReplacementReport
 from ..pretrained import as_registered, load_pretrained, registered_config
+from .card import write_card
+from .licence import copy_files, terms_of
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def convert(
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(target)
         _write_report(conversion, source, target)
+        _carry_terms(source, target)
     return conversion
 
 
@@ -110,6 +115,18 @@ def _tokens(tokenizer: Any, text: str | Path | None, max_tokens: int) -> torch.T
     if len(ids) < 2:
         raise UserError(f"text {text} is too short to score; name a longer one")
     return ids
+
+
+def _carry_terms(source: str, target: Path) -> None:
+    """The licence of the weights goes on: its files, and a card that says it."""
+    if is_model(source) or is_run(source):
+        copy_files(terms_of(source), target)
+        # The card's licence is read from the base's card, which stands for the new one until then.
+        card = model_folder(source) / CARD
+        if card.is_file():
+            shutil.copyfile(card, target / CARD)
+    write_card(target)
+    (target / f"{CARD}.before").unlink(missing_ok=True)
 
 
 def _write_report(conversion: Conversion, source: str, target: Path) -> None:

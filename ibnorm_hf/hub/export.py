@@ -24,9 +24,9 @@ from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE, is_adapter, model_folde
 from ..modeling.compression import get_compression, list_compressions
 from .adapter import base_of, merge
 from .code import differences, require_closed
+from .licence import copy_files, terms_of
+from .probe import probe, require_same_function
 
-LICENSE = "LICENSE"
-_LICENSES = ("licenses/LICENSE", "LICENSE")  # where wheels of newer and older setuptools keep it
 # Copied as they are, so that the published tokenizer is the trained one to the byte.
 _PROCESSING = (
     "added_tokens.json",
@@ -77,7 +77,11 @@ def write_export(model: Path, target: Path, *, max_shard_size: str | int) -> Non
         require_safetensors(base)
         verify_model(base)
     # An adapter was trained on its base in float32: rounding the base again would export another model.
-    loaded = _load(model) if base is None else merge(_load(base, dtype=torch.float32), model)
+    if base is None:
+        loaded = _load(model)
+        wanted = probe(loaded)
+    else:
+        loaded, wanted = merge(_load(base, dtype=torch.float32), model)
     _set_remote_code(loaded)
     loaded.save_pretrained(target, max_shard_size=max_shard_size)
     if getattr(loaded.config, "auto_map", None):
@@ -89,7 +93,8 @@ def write_export(model: Path, target: Path, *, max_shard_size: str | int) -> Non
             shutil.copyfile(model / name, target / name)
     if (model / EVAL_RESULTS).is_dir():
         shutil.copytree(model / EVAL_RESULTS, target / EVAL_RESULTS)
-    _write_license(parts, target)
+    copy_files(terms_of(model), target)
+    require_same_function(loaded, wanted, target)
     write_listing(target, CHECKSUMS, {"made_with": _versions()})
 
 
@@ -211,19 +216,6 @@ def _copy_processing(model: Path, target: Path, config: PreTrainedConfig) -> Non
     for name in sorted(names):
         if (model / name).is_file():
             shutil.copyfile(model / name, target / name)
-
-
-def _write_license(parts: list[Path], target: Path) -> None:
-    for part in parts:
-        if (part / LICENSE).is_file():
-            shutil.copyfile(part / LICENSE, target / LICENSE)
-            return
-    # A checkout that is both installed and the current folder is found twice, once without its licence.
-    installed = [d.read_text(name) for d in metadata.distributions(name="ibnorm_hf") for name in _LICENSES]
-    text = next(filter(None, installed), None)
-    if text is None:
-        raise UserError("the installation of ibnorm_hf has lost its LICENSE file; install it again")
-    (target / LICENSE).write_text(text, encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

@@ -17,13 +17,14 @@ from ..common.run import (
     LOSS_CURVE,
     Metric,
     Run,
-    adapter_config,
+    fingerprint,
     is_adapter,
     is_run,
     model_config,
     model_folder,
     require_safetensors,
 )
+from .licence import Terms, terms_of
 from .scrub import scrub
 
 
@@ -39,41 +40,44 @@ class Facts:
     config: dict[str, Any]
     parameters: int
     base: str | None = None
+    terms: Terms = field(default_factory=Terms)
     recipe: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
     leaderboard: dict[str, Any] = field(default_factory=dict)
     unscored: bool = False
-    comparison: dict[str, Any] = field(default_factory=dict)
+    unit: str = "token"
+    robustness: dict[str, Any] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     sample: str = ""
     loss_curve: Path | None = None
 
 
-def read_facts(source: str | Path, merged: Path | None = None) -> Facts:
+def read_facts(source: str | Path, merged: Path | None = None, license: str | None = None) -> Facts:
     """Read a run folder; a model folder alone gives a name, a config and a parameter count.
 
     The files: ``config.yaml``, ``environment.json``, ``data.json``, ``metrics.jsonl``, ``loss.png``,
-    ``eval/validation.json``, ``eval/sample.txt``, ``eval/leaderboard.json`` (what ``ibnorm-hf leaderboard RUN
-    --format json`` prints) and ``eval/comparison.json`` (``{"rows": [{column: value}], "notes": [text]}``).
+    ``eval/validation.json``, ``eval/sample.txt``, ``eval/leaderboard.json`` (what ``ibnorm-hf leaderboard RUN``
+    writes; the entry of these very weights) and ``eval/robustness.json``.
 
     Args:
         source: the run or model folder.
         merged: the export of a source that holds an adapter.
+        license: what the owner names, where no base says otherwise.
 
     Raises:
         UserError: there is no finished model, or a file that is there cannot be read.
     """
     source, model = Path(source), model_folder(source)
-    base = None
+    terms = terms_of(source, license)
+    trained = model
     if is_adapter(model):
         if merged is None or not (merged / "config.json").is_file():
             raise UserError(
                 f"{source} holds a PEFT adapter, and a card describes a whole model: export it, and give that folder "
                 "as --output"
             )
-        base = scrub(adapter_config(model).get("base_model_name_or_path"))
         model = merged
     require_safetensors(model)
     facts: dict[str, Any] = {
@@ -81,16 +85,14 @@ def read_facts(source: str | Path, merged: Path | None = None) -> Facts:
         "model": model,
         "config": model_config(model),
         "parameters": _count_parameters(model),
-        "base": base,
+        "base": scrub(terms.base),
+        "terms": terms,
     }
     if not is_run(source):
         return Facts(**facts)
     run = Run(source)
-    comparison = scrub(run.results("comparison"))
-    _check_rows(comparison, source / "eval" / "comparison.json")
-    leaderboard = _first_model(scrub(run.results("leaderboard")), source / "eval" / "leaderboard.json")
+    leaderboard = _own_scores(scrub(run.results("leaderboard")), source / "eval" / "leaderboard.json", trained)
     recipe = {key: scrub(value) for key, value in run.config.items() if value is not None and key != "output_dir"}
-    facts["base"] = base or recipe.get("pretrained")
     picture = source / LOSS_CURVE
     return Facts(
         **facts,
@@ -99,7 +101,8 @@ def read_facts(source: str | Path, merged: Path | None = None) -> Facts:
         data=scrub(run.data),
         validation=scrub(run.validation),
         leaderboard=leaderboard,
-        comparison=comparison,
+        unit="image" if "images" in run.config else "token",
+        robustness=scrub(run.results("robustness")),
         unscored=not leaderboard and any((source / "eval").glob("**/results_*.json")),
         metrics=run.metrics,
         sample=scrub(run.sample),
@@ -107,29 +110,39 @@ def read_facts(source: str | Path, merged: Path | None = None) -> Facts:
     )
 
 
+# Of a norm over the batch: kept beside the weights, and no parameters.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 def _count_parameters(model: Path) -> int:
     total = 0
     for path in model.glob("*.safetensors"):
         try:
             with safe_open(path, "pt") as weights:
-                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+                names = [name for name in weights.keys() if not name.endswith(_STATISTICS)]  # noqa: SIM118
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
         except Exception as error:
             raise UserError(f"{path} is damaged: {one_line(error)}", exit_code=1) from None
     return total
 
 
-def _first_model(content: dict[str, Any], path: Path) -> dict[str, Any]:
+def _own_scores(content: dict[str, Any], path: Path, model: Path) -> dict[str, Any]:
+    """The entry whose recorded weights are those of ``model``; empty where none is, whatever its name says."""
     if not content:
         return {}
     try:
-        model = content["models"][0]
-        _check_rows(model, path)
-        for row in model["rows"]:
-            row["level"], row["name"], float(row["raw"]), float(row["stderr"]), float(row["score"])
+        entries = [entry for entry in content["models"] if entry.get("model_sha256")]
+        mine = fingerprint([model]) if entries else ""
+        found = next((entry for entry in entries if entry["model_sha256"] == mine), None)
+        if found is None:
+            return {}
+        _check_rows(found, path)
+        for row in found["rows"]:
+            str(row["level"]) + str(row["name"]), float(row["raw"]), float(row["stderr"]), float(row["score"])
             float(row["chance"]), int(row["n"])
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise UserError(f"{path} is not what `ibnorm-hf leaderboard --format json` prints; make it again") from None
-    return dict(model)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is not what `ibnorm-hf leaderboard RUN` writes; make it again") from None
+    return dict(found)
 
 
 def _check_rows(content: dict[str, Any], path: Path) -> None:

@@ -18,6 +18,7 @@ from ..common.listing import CHECKSUMS, list_files, read_listing, write_listing
 from ..common.run import CARD, is_run, model_folder
 from .card import write_card
 from .export import export, made_with
+from .licence import terms_of
 from .scrub import require_publishable
 
 Operation = CommitOperationAdd | CommitOperationDelete
@@ -42,6 +43,7 @@ def push(
     token: str | None = None,
     endpoint: str | None = None,
     max_shard_size: str | int = "5GB",
+    license: str | None = None,
     say: Callable[[str], Any] = print,
 ) -> Pushed:
     """Export a run with its card into a temporary folder and commit that to a model repository.
@@ -53,6 +55,7 @@ def push(
         dry_run: say what would be uploaded; needs no token and no network.
         token: access token; None takes the one of ``hf auth login`` or ``HF_TOKEN``.
         endpoint: another Hub.
+        license: identifier of the licence that its owner gives it; what was made from others' weights keeps theirs.
         say: receives lines of progress.
 
     Raises:
@@ -67,10 +70,11 @@ def push(
     api = HfApi(endpoint=endpoint, token=token, library_name="ibnorm_hf")
     if not dry_run and "/" not in repo_id:
         repo_id = f"{_asking(api.whoami, repo_id)['name']}/{repo_id}"
+    say(terms_of(source, license).line())
     with tempfile.TemporaryDirectory(prefix="ibnorm_hf_push_") as aside:
         folder = export(source, Path(aside) / "export", max_shard_size=max_shard_size)
         if is_run(Path(source)) or not (folder / CARD).is_file():
-            write_card(source, target=folder, model_id=repo_id)
+            write_card(source, target=folder, model_id=repo_id, license=license)
             write_listing(folder, CHECKSUMS, {"made_with": made_with(folder)})
         places = (Path.home(), Path(source).resolve(), Path.cwd(), Path(aside))
         require_publishable(folder, secrets=(token or "",), places=places)

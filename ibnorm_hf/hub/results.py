@@ -40,7 +40,7 @@ def leaderboard_table(facts: Facts) -> str:
     if not facts.leaderboard:
         if facts.unscored:
             return (
-                "Evaluated, but not scored yet: `ibnorm-hf leaderboard RUN --format json > RUN/eval/leaderboard.json`."
+                "Evaluated, but there are no scores of these very weights yet: `ibnorm-hf leaderboard RUN` writes them."
             )
         return f"Open LLM Leaderboard II: {NOT_MEASURED}."
     rows = facts.leaderboard["rows"]
@@ -65,13 +65,3 @@ def leaderboard_table(facts: Facts) -> str:
     if missing:
         text += f"\n\nNot measured, so there is no average: {', '.join(missing)}."
     return text
-
-
-def comparison_table(facts: Facts) -> str:
-    """The rows of eval/comparison.json as they are, with its notes."""
-    rows = facts.comparison.get("rows")
-    if not rows:
-        return f"Comparison with baselines: {NOT_MEASURED}."
-    header = list(dict.fromkeys(key for row in rows for key in row))
-    body = table(header, [[number(row.get(key)) for key in header] for row in rows])
-    return "\n\n".join([body, *map(str, facts.comparison.get("notes", []))])

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import yaml
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -74,3 +75,10 @@ def trained_run(tmp_path_factory):
 def run(trained_run, tmp_path):
     """A copy that a test may spoil."""
     return shutil.copytree(trained_run, tmp_path / "runs" / "one")
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """The tests' own Hub is asked whatever the environment says; another is refused by its name."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

@@ -12,22 +12,31 @@ from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.common.run import fingerprint
 from ibnorm_hf.hub import card as cards
 from ibnorm_hf.hub.card import write_card
+from ibnorm_hf.hub.convert import convert
 from ibnorm_hf.hub.export import export
+from ibnorm_hf.hub.licence import terms_of
 from ibnorm_hf.hub.norm_facts import norm_facts
 from ibnorm_hf.modeling.create import list_norms
 
 from .conftest import VALIDATION, write
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = """How to load it|Normalization|Training data|Recipe and command|Results|Beside baselines
+SECTIONS = """How to load it|Normalization|Training data|Recipe and command|Results
 Open LLM Leaderboard II|Hardware, versions, commit|Intended use and limits|Citation"""
 
 
 def row(level, name, raw, score, mark=""):
     numbers = {"raw": raw, "stderr": 0.0123, "n": 198, "chance": 0.25, "score": score, "score_stderr": 1.5}
     return {"level": level, "benchmark": "GPQA", "name": name, "mark": mark, "note": "", **numbers}
+
+
+def write_scores(run, content, model_sha256=None):
+    """What `ibnorm-hf leaderboard RUN` writes: every entry with the digest of the weights it was measured with."""
+    models = [{**entry, "model_sha256": model_sha256 or fingerprint([run / "model"])} for entry in content["models"]]
+    write(run / "eval" / "leaderboard.json", {**content, "models": models})
 
 
 LEADERBOARD = {
@@ -46,10 +55,6 @@ LEADERBOARD = {
         }
     ],
 }
-COMPARISON = {
-    "rows": [{"norm": "ibnorm-t", "mean": 4.1, "seeds": 3}, {"norm": "rm|s", "mean": 4.2}],
-    "notes": ["p 0.4"],
-}
 
 
 def test_a_card_has_every_section_and_reads_back(run):
@@ -66,7 +71,7 @@ def test_a_card_has_every_section_and_reads_back(run):
     assert "tanh(u)" in text and "| 4 (the default of this variant) |" in text
     assert "Sourced from the paper" in text and "Reconstructed, since no code was released" in text
     metadata = metadata_load(path)
-    assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "transformers"
+    assert "license" not in metadata and metadata["library_name"] == "transformers"
     assert metadata["pipeline_tag"] == "text-generation" and metadata["tags"][0] == "ibnorm"
     results = {r.metric_type: r.metric_value for r in ModelCard.load(path).data.eval_results}
     assert results == {key: VALIDATION[key] for key in ("loss", "perplexity", "bits_per_byte")}
@@ -110,12 +115,10 @@ def test_every_number_comes_from_a_file(run):
         assert f"{changed[key]:.6g}" in text and f"{VALIDATION[key]:.6g}" not in text
 
 
-def test_leaderboard_and_comparison_are_shown_and_published_in_both_forms(run):
-    write(run / "eval" / "leaderboard.json", LEADERBOARD)
-    write(run / "eval" / "comparison.json", COMPARISON)
+def test_leaderboard_is_shown_and_published_in_both_forms(run):
+    write_scores(run, LEADERBOARD)
     text = write_card(run).read_text()
     assert "| GPQA | 11.67 | 0.3375 ± 0.0123 | 0.2500 | 198 |" in text and "| Average | 7.77 |" in text
-    assert "| ibnorm-t | 4.1 | 3 |" in text and "| rm\\|s | 4.2 | not measured |" in text and "p 0.4" in text
     listed = yaml.safe_load((run / "model" / ".eval_results" / "leaderboard.yaml").read_text())
     entries = parse_eval_result_entries(listed)
     assert [(e.dataset_id, e.task_id, e.value) for e in entries] == [
@@ -133,7 +136,7 @@ def test_a_partial_leaderboard_shows_subtasks_and_no_average(run):
     partial = json.loads(json.dumps(LEADERBOARD))
     model = partial["models"][0]
     model |= {"average": None, "missing": ["leaderboard_ifeval"], "rows": model["rows"][:2]}
-    write(run / "eval" / "leaderboard.json", partial)
+    write_scores(run, partial)
     text = write_card(run).read_text()
     assert "| leaderboard_gpqa_main | 11.67 |" in text and "at chance" in text
     assert "Not measured, so there is no average: leaderboard_ifeval." in text
@@ -142,7 +145,7 @@ def test_a_partial_leaderboard_shows_subtasks_and_no_average(run):
 def test_results_that_are_not_scored_are_not_called_unmeasured(run):
     write(run / "eval" / "results_0123.json", {"results": {}})
     text = write_card(run).read_text()
-    assert "Evaluated, but not scored yet: `ibnorm-hf leaderboard" in text
+    assert "Evaluated, but there are no scores of these very weights yet" in text
     assert "Open LLM Leaderboard II: not measured" not in text
 
 
@@ -154,10 +157,9 @@ def test_results_that_are_not_scored_are_not_called_unmeasured(run):
         ("config.yaml", "a: [", "config.yaml, line 1: not valid YAML"),
         (
             "eval/leaderboard.json",
-            '{"models": [{"rows": [{"level": "subtask"}]}]}',
+            '{"models": [3]}',
             "is not what `ibnorm-hf leaderboard",
         ),
-        ("eval/comparison.json", '{"rows": 3}', "its 'rows' are no list of objects"),
         ("model/model.safetensors", "nonsense", "model.safetensors is damaged"),
     ],
 )
@@ -201,3 +203,80 @@ def test_committed_cards_read_back():
         assert data.eval_results and data.model_name and metadata_load(path)["model-index"], path
         for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", path.read_text()):
             assert (path.parent / picture).is_file()
+
+
+def test_scores_of_other_weights_are_never_shown(run):
+    """Whatever its name says, and wherever it stands: a baseline listed first, or the model before it was retrained."""
+    other = {"model": "one", "model_sha256": "ab" * 32, "average": 99.9, "missing": [], "rows": []}
+    mine = {**LEADERBOARD["models"][0], "model": "another name", "model_sha256": fingerprint([run / "model"])}
+    write(run / "eval" / "leaderboard.json", {"models": [other, mine]})
+    assert "| Average | 7.77 |" in write_card(run).read_text()
+    assert (run / "model" / ".eval_results").exists()
+    write(run / "eval" / "leaderboard.json", {"models": [other, {**mine, "model_sha256": None}]})
+    text = write_card(run).read_text()
+    assert "7.77" not in text and "99.9" not in text and not (run / "model" / ".eval_results").exists()
+
+
+def test_a_card_of_somebody_else_is_kept(run, capsys):
+    folder = run / "model"  # as a model folder, which is not a run
+    model = shutil.copytree(folder, run.parent / "downloaded")
+    write(model / "README.md", "---\nlicense: other\nlicense_name: some-community\n---\n# theirs\n")
+    write(model / ".eval_results" / "leaderboard.yaml", "theirs")
+    assert main(["card", str(model)]) == 2
+    assert "--force" in capsys.readouterr().err and "# theirs" in (model / "README.md").read_text()
+    assert (model / ".eval_results" / "leaderboard.yaml").read_text() == "theirs"
+    assert main(["card", str(model), "--force"]) == 0
+    assert metadata_load(model / "README.md")["license_name"] == "some-community"
+    assert "# theirs" in (model / "README.md.before").read_text()
+    assert (model / ".eval_results.before" / "leaderboard.yaml").read_text() == "theirs"
+    assert main(["card", str(model)]) == 0  # ours may be written anew
+
+
+def test_the_licence_is_the_owners_word_or_the_bases(run, tmp_path):
+    assert terms_of(run).line().startswith("licence: none is claimed")
+    assert ModelCard.load(write_card(run, license="mit")).data.license == "mit"
+    recipe = yaml.safe_load((run / "config.yaml").read_text())
+    write(run / "config.yaml", yaml.safe_dump({**recipe, "license": "cc-by-4.0"}))
+    assert ModelCard.load(write_card(run)).data.license == "cc-by-4.0"
+    with pytest.raises(UserError, match="no identifier"):
+        terms_of(run, "My licence!")
+    base = shutil.copytree(run / "model", tmp_path / "base")
+    (base / "README.md").unlink()
+    write(base / "README.md", "---\nlicense: other\nlicense_name: some\nlicense_link: LICENSE.txt\n---\n# base\n")
+    for name in ("LICENSE.txt", "NOTICE", "Licence-model.md", "USE_POLICY.md"):
+        write(base / name, f"{name} of the base")
+    write(run / "config.yaml", yaml.safe_dump({**recipe, "license": "mit", "pretrained": str(base)}))
+    data = ModelCard.load(write_card(run)).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "some", "LICENSE.txt")
+    exported = export(run, tmp_path / "out")
+    for name in ("LICENSE.txt", "NOTICE", "Licence-model.md", "USE_POLICY.md"):
+        assert (exported / name).read_text() == f"{name} of the base"
+    assert not (exported / "LICENSE").exists()
+    done = convert(str(base), tmp_path / "converted", norm_type="rmsnorm")
+    assert done.saved_as and (tmp_path / "converted" / "NOTICE").is_file()
+    assert metadata_load(tmp_path / "converted" / "README.md")["license_name"] == "some"
+    again = export(tmp_path / "converted", tmp_path / "again")
+    assert metadata_load(again / "README.md")["license"] == "other" and (again / "LICENSE.txt").is_file()
+
+
+def test_a_link_is_not_followed_into_what_is_published(run, tmp_path):
+    write(tmp_path / "secret", "secret")
+    for name in ("chat_template.jinja", "LICENSE", "tokenizer.json", "README.md"):
+        path = run / "model" / name
+        path.unlink(missing_ok=True)
+        path.symlink_to(tmp_path / "secret")
+        with pytest.raises(UserError, match="is a link"):
+            export(run, tmp_path / "out")
+        path.unlink()
+
+
+def test_an_image_run_speaks_of_images(run):
+    recipe = yaml.safe_load((run / "config.yaml").read_text())
+    write(run / "config.yaml", yaml.safe_dump({**recipe, "images": "digits"}))
+    write(run / "eval" / "validation.json", {"loss": 1.5, "top1": 0.75, "images": 200, "images_seen": 640, "step": 20})
+    write(run / "eval" / "robustness.json", {"corrupted_top1": 0.4321})
+    write(run / "metrics.jsonl", '{"step": 10, "loss": 2.0, "images_per_s": 321.0}\n')
+    text = write_card(run).read_text()
+    assert "| validation loss (nats an image) | 1.5 |" in text and "a token" not in text.split("## Results")[1]
+    assert "| images seen | 640 |" in text and "| training speed, images a second | 321 |" in text
+    assert "| accuracy (top 1), mean over corruptions and severities | 0.4321 |" in text

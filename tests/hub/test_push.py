@@ -85,7 +85,7 @@ def test_one_commit_and_then_none(hub, run):
     assert len(repo.commits) == 2 and repo.private and hub.count("commit") == 1
     files = repo.files()
     assert set(files) == set(first.files)
-    assert {"README.md", "LICENSE", "checksums.json", "loss.png", "tokenizer.json", "norms.py"} <= set(files)
+    assert {"README.md", "checksums.json", "loss.png", "tokenizer.json", "norms.py"} <= set(files)
     assert not [name for name in files if name.endswith((".pt", ".bin")) or "optimizer" in name or "checkpoint" in name]
     for name, content in files.items():
         assert TOKEN.encode() not in content and b"/home/somebody" not in content, name

@@ -146,7 +146,7 @@ class RunArguments(TrainingArguments):
     """Everything of TrainingArguments, with the defaults of a pretraining run, plus a few keys of our own."""
 
     free: ClassVar[frozenset[str]] = frozenset(
-        {"resume", "grad_spike_factor", "dry_run", "force", "sample_prompt", "processes"}
+        {"resume", "grad_spike_factor", "dry_run", "force", "sample_prompt", "processes", "license"}
     )
 
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps; exactly this many are taken."})
@@ -171,6 +171,10 @@ class RunArguments(TrainingArguments):
     dry_run: bool = field(
         default=False,
         metadata={"help": "Print the plan and stop; reads no data and no weights, writes nothing."},
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Identifier of the licence that you give the model, e.g. apache-2.0. null: none is claimed."},
     )
     sample_prompt: str = field(default="The", metadata={"help": "Start of the text generated at the end."})
     force: bool = field(

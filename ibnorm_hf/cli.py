@@ -97,6 +97,10 @@ def finetune(arguments: argparse.Namespace) -> int:
 def _train(recipe: Recipe) -> int:
     from .training import job
 
+    if recipe.repo_id and recipe.run.process_index == 0:
+        from .hub.push import require_access
+
+        require_access(recipe.repo_id, online=not recipe.run.dry_run)
     if recipe.run.dry_run:
         if recipe.run.process_index == 0:
             job.print_plan(recipe)

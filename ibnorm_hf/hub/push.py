@@ -34,6 +34,29 @@ class Pushed:
     url: str
 
 
+def require_access(repo_id: str, *, online: bool = True, endpoint: str | None = None) -> None:
+    """Refuse, before a run begins, what would stop its upload at the end: no token, one the Hub refuses, a wrong name.
+
+    Args:
+        repo_id: where the run will go.
+        online: ask the Hub whether it knows the token.
+        endpoint: another Hub.
+
+    Raises:
+        UserError: there is no access token, the Hub does not accept it or cannot be reached, or the name is not valid.
+    """
+    _check_repo_id(repo_id)
+    token = _require_token(get_token())
+    if online:
+        _asking(HfApi(endpoint=endpoint, token=token, library_name="ibnorm_hf").whoami, repo_id)
+
+
+def _require_token(token: str | None) -> str:
+    if token is None:
+        raise UserError("there is no access token; run `hf auth login`, or set HF_TOKEN to a token with write access")
+    return token
+
+
 def push(
     source: str | Path,
     repo_id: str,
@@ -65,8 +88,8 @@ def push(
     token = token or get_token()
     _check_repo_id(repo_id)
     model_folder(source)
-    if token is None and not dry_run:
-        raise UserError("there is no access token; run `hf auth login`, or set HF_TOKEN to a token with write access")
+    if not dry_run:
+        _require_token(token)
     api = HfApi(endpoint=endpoint, token=token, library_name="ibnorm_hf")
     if not dry_run and "/" not in repo_id:
         repo_id = f"{_asking(api.whoami, repo_id)['name']}/{repo_id}"

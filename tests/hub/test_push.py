@@ -323,10 +323,24 @@ def test_a_recipe_with_push_to_hub_publishes_its_finished_run(hub, run, monkeypa
     done = Result(run, {"loss": 1.0, "perplexity": 2.7, "bits_per_byte": 1.4}, None, "a sample")
     recipes = []
     monkeypatch.setattr(training.job, "pretrain", lambda recipe: recipes.append(recipe) or done)
-    monkeypatch.setattr(push_module, "push", partial(push_module.push, endpoint=hub.url))
+    for name in ("push", "require_access"):
+        monkeypatch.setattr(push_module, name, partial(getattr(push_module, name), endpoint=hub.url))
     recipe = Path(__file__).parents[2] / "recipes" / "llama" / "tiny.yaml"
     keys = ["--push_to_hub", "true", "--hub_model_id", "me/one", "--hub_private_repo", "true"]
     assert main(["pretrain", str(recipe), *keys]) == 0
     assert recipes[0].run.push_to_hub is False  # Trainer would push checkpoints by itself
     assert len(hub.repos["me/one"].commits) == 2 and hub.repos["me/one"].private
     assert "model.safetensors" in " ".join(hub.repos["me/one"].files())
+
+
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+def test_a_run_that_could_not_be_published_does_not_begin(more, monkeypatch, tmp_path, capsys):
+    from ibnorm_hf.training import job
+
+    monkeypatch.setattr("ibnorm_hf.hub.push.get_token", lambda: None)
+    for name in ("pretrain", "print_plan"):
+        monkeypatch.setattr(job, name, lambda recipe: pytest.fail("began"))
+    keys = ["--output_dir", str(tmp_path / "out"), "--push_to_hub", "true", "--hub_model_id", "me/one"]
+    recipe = Path(__file__).parents[2] / "recipes" / "llama" / "tiny.yaml"
+    assert main(["pretrain", str(recipe), *keys, *more]) == 2
+    assert "there is no access token" in capsys.readouterr().err

@@ -17,6 +17,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTIONS = ("noise", "blur", "contrast")
 _NOISE = (0.04, 0.08, 0.16, 0.24, 0.32)  # standard deviation, of a range of 1
 _BLUR = (0.015, 0.025, 0.04, 0.06, 0.08)  # standard deviation, as a share of the image's height
+_LEAST_BLUR = (0.4, 0.5, 0.6, 0.7, 0.85)  # pixels: less changes no pixel of a small image
 _CONTRAST = (0.6, 0.45, 0.3, 0.2, 0.1)  # what is left of the distance from the image's mean
 
 
@@ -33,7 +34,7 @@ def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator
         noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images.device)
         return (images + _NOISE[level] * noise).clamp(0, 1)
     if name == "blur":
-        return gaussian_blur(images, _BLUR[level] * images.shape[-2])
+        return gaussian_blur(images, max(_LEAST_BLUR[level], _BLUR[level] * images.shape[-2]))
     mean = images.mean((1, 2, 3), keepdim=True)
     return mean + _CONTRAST[level] * (images - mean)
 

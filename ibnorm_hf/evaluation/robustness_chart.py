@@ -54,9 +54,10 @@ def draw_robustness(result: dict[str, Any], image: Tensor, path: Path, title: st
     left, right = parts
     axes = left.subplots()
     clean = 100 * result["clean"]["top1"]
+    # The first lines are the widest, so that each is seen where another equals it.
     for i, name in enumerate(CORRUPTIONS):
         shares = [100 * result["corrupted"][name][str(s)]["top1"] for s in severities]
-        axes.plot([0, *severities], [clean, *shares], f"C{i}o-", ms=4, lw=1.4, label=name)
+        axes.plot([0, *severities], [clean, *shares], f"C{i}{'os^'[i % 3]}-", ms=8 - 2 * i, lw=4 - 1.2 * i, label=name)
     axes.axhline(100 / result["classes"], color="grey", ls=":", lw=1, label="chance")
     axes.set(xlabel="severity (0: clean)", ylabel="top-1 accuracy, %", ylim=(0, 100), xticks=[0, *severities])
     axes.set_title(title or f"{result['images']:,} images", fontsize="medium")

@@ -293,5 +293,5 @@ def test_csv(tmp_path: Path, name: str, separator: str):
 
 def test_a_damaged_csv_is_named(tmp_path: Path):
     (tmp_path / "a.csv").write_text('text\n"never closed\n')
-    with pytest.raises(UserError, match=r"a\.csv is damaged near line 2"):
+    with pytest.raises(UserError, match=r"a\.csv is damaged near line 1"):
         read(tmp_path / "a.csv")

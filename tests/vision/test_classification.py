@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores against their definitions, corruptions, and the picture."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -122,3 +123,12 @@ def test_picture(judged, tmp_path):
     assert (tmp_path / "eval" / "r.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "r.png").stat().st_size > 10_000
     with pytest.raises(UserError, match=r"must end in \.png"):
         draw_robustness(result, images[0]["pixel_values"], tmp_path / "r.jpg")
+
+
+@pytest.mark.parametrize("side", [8, 28, 64])
+def test_every_severity_changes_small_images_too(side):
+    images = torch.rand(8, 1, side, side, generator=generator(2))
+    for name in CORRUPTIONS:
+        seen = [images, *(corrupt(images, name, severity, generator()) for severity in range(1, 6))]
+        steps = [(a - b).abs().mean().item() for a, b in itertools.pairwise(seen)]
+        assert min(steps) > 2e-3, (name, steps)

@@ -177,3 +177,16 @@ def test_wrong_moments_are_one_sentence():
     arguments = ImageArguments(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     with pytest.raises(UserError, match="image_mean has 3 numbers, the images 1 channels"):
         Views(arguments, facts_of(data, arguments), data)
+
+
+@pytest.mark.parametrize("first, source", [([9, 0, 0, 3, 0, 2, 7, 2, 5, 5], "fashion-mnist"), ([5, 0, 4, 1, 9], "idx")])
+def test_fashion_is_known_by_its_content(tmp_path, first, source):
+    folder = tmp_path / "fashionable"
+    folder.mkdir()
+    labels = np.array([*first, *range(10)], np.uint8)
+    pixels = np.zeros((len(labels), 4, 4), np.uint8)
+    for prefix in ("train", "t10k"):
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(pixels))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    data = load_idx(folder)
+    assert data.source == source and (data.classes[0] == "T-shirt/top") == (source == "fashion-mnist")

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from ...common.errors import UserError
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+_FASHION_LABELS = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)  # its first training images; MNIST's are 5, 0, 4, 1, 9, ...
 _IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "validation": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -103,7 +104,8 @@ def load_idx(folder: str | Path) -> ImageData:
         pixels = torch.from_numpy(_read_idx(folder, images))
         parts.append(Images(pixels[:, None], torch.from_numpy(_read_idx(folder, labels)).long()))
     count = int(max(part.labels.max() for part in parts)) + 1
-    fashion = "fashion" in str(folder).lower() and count == len(FASHION_CLASSES)
+    # Known by its content: a folder may have any name.
+    fashion = count == len(FASHION_CLASSES) and tuple(parts[0].labels[:10].tolist()) == _FASHION_LABELS
     classes = FASHION_CLASSES if fashion else tuple(str(i) for i in range(count))
     return ImageData(parts[0], parts[1], classes, "fashion-mnist" if fashion else "idx")
 

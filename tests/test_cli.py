@@ -183,3 +183,21 @@ def test_a_reader_that_goes_away_is_no_traceback():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
     assert done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize(("of_the_process", "of_the_command"), [(2, 2), (-15, 143)])
+def test_a_launched_process_that_fails_gives_its_code_and_no_traceback(of_the_process, of_the_command, monkeypatch):
+    import accelerate.commands.launch as launch
+    import torch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def fail(words):
+        failure = ProcessFailure(local_rank=0, pid=1, exitcode=of_the_process, error_file="<N/A>")
+        raise ChildFailedError("ibnorm_hf.cli", {0: failure})
+
+    for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(launch, "launch_command", fail)
+    assert main(["pretrain", str(ROOT / "recipes/llama/tiny.yaml")]) == of_the_command

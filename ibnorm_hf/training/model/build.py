@@ -53,7 +53,7 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
         if value is None:
             continue
         if flag not in defaults:
-            raise UserError(f"key {flag}: model type '{kind}' keeps its own norms; use model_type ibnorm_{kind}")
+            raise UserError(f"key {flag}: model type '{kind}' keeps its own norms; {_instead(kind)}")
         values[flag] = value
     if tokenizer is not None:
         values |= {name: getattr(tokenizer, name) for name in _FROM_TOKENIZER}
@@ -130,6 +130,13 @@ def _checked_sizes(recipe: Recipe, defaults: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"key model.{name}: {_short(value)} is beyond anything that could be built ({most:,})")
         values[name] = value
     return values
+
+
+def _instead(kind: str) -> str:
+    """The model type to use for other norms in this architecture, if we have one."""
+    if f"ibnorm_{kind}" in CONFIG_MAPPING:
+        return f"use model_type ibnorm_{kind}"
+    return f"there is no ibnorm_{kind}, so leave the norm flags out, or swap norms in code by ibnorm_hf.replace_norms"
 
 
 def _short(value: int) -> str:

@@ -19,7 +19,7 @@ from ..images.augment import center_crop, channel_moments, normalize, random_cro
 from ..images.images import ImageData, is_idx_folder, load_datasets, load_digits, load_idx
 from ..keys.image_arguments import ImageArguments
 from ..keys.recipe import Recipe
-from .build import _NORM_FLAGS, _checked_sizes, _defaults  # the same rules for both kinds of recipe
+from .build import _NORM_FLAGS, _checked_sizes, _defaults, _instead  # the same rules for both kinds of recipe
 
 _FROM_DATA = {"num_labels": "classes", "num_channels": "images", "image_size": "image_size"}
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet-1k": 1000}
@@ -113,7 +113,7 @@ def build_image_config(recipe: Recipe, facts: ImageFacts, classes: tuple[str, ..
     for flag in _NORM_FLAGS:
         value = getattr(recipe.model, flag)
         if value is not None and flag not in defaults:
-            raise UserError(f"key {flag}: model type '{kind}' keeps its own norms; use model_type ibnorm_{kind}")
+            raise UserError(f"key {flag}: model type '{kind}' keeps its own norms; {_instead(kind)}")
         if value is not None:
             values[flag] = value
     values |= {"num_channels": facts.channels, "num_labels": facts.classes}

@@ -71,6 +71,7 @@ def replace_norms(
         options = {
             "norm_lambda_learned": norm_lambda_learned,
             "norm_depth_scale": norm_depth_scale,
+            "near": _nearest_parameter(unwrapped(model), path),
             "site": site_in(model, path, width_of(modules[0]) or 0),
         }
         first, *rest = (
@@ -135,6 +136,16 @@ def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, lis
     return sites
 
 
+def _nearest_parameter(model: nn.Module, path: str) -> torch.Tensor | None:
+    """A parameter of the smallest module around ``path`` that has one: its dtype and device are the model's there."""
+    while path:
+        path = path.rpartition(".")[0]
+        found = next(model.get_submodule(path).parameters(), None)
+        if found is not None:
+            return found
+    return None
+
+
 def _offset(module: nn.Module) -> float:
     return float(getattr(module, "gain_offset", 0.0))  # a feature's gain is this plus its weight
 
@@ -168,7 +179,9 @@ def _swap(
     norm_bias: bool | None,
     options: dict[str, Any],
 ) -> NormReplacement:
-    like = next(old.parameters(), None)
+    first = next(old.parameters(), None)
+    like = first if first is not None else options["near"]
+    options = {name: value for name, value in options.items() if name != "near"}
     width, eps = width_of(old), eps_of(old)
     assert width is not None and eps is not None
     new = create_norm(
@@ -196,9 +209,9 @@ def _swap(
         carried += _carry_statistics(old, new)
     _carry_hooks(old, new)
     new.train(old.training)
-    if like is not None:
+    if first is not None:
         for name in after.keys() - set(carried):
-            after[name].requires_grad_(like.requires_grad)  # what was frozen stays frozen
+            after[name].requires_grad_(first.requires_grad)  # what was frozen stays frozen
     existed = [*before, *(name for name, _ in old.named_buffers())]
     exist = [*after, *(name for name, _ in new.named_buffers())]
     created = tuple(name for name in exist if name not in carried)

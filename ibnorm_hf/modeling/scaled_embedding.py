@@ -9,16 +9,16 @@ from transformers import initialization as init
 
 
 class ScaledEmbedding(nn.Embedding):
-    """``nn.Embedding`` whose output is multiplied by ``scale``, (1,), that starts at the square root of the width."""
+    """``nn.Embedding`` times ``embed_scale``, (1,), that starts at the square root of the width."""
 
-    scale: nn.Parameter
+    embed_scale: nn.Parameter  # PEFT knows it by this name
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * self.scale
+        return super().forward(input) * self.embed_scale
 
     def reset_scale(self) -> None:
         """Give the scale its start value, unless it was loaded."""
-        init.constant_(self.scale, self.embedding_dim**0.5)
+        init.constant_(self.embed_scale, self.embedding_dim**0.5)
 
 
 def scale_embeddings(model: Any) -> None:
@@ -33,6 +33,6 @@ def scale_embeddings(model: Any) -> None:
     if type(embedding) is not nn.Embedding:
         raise ValueError(f"norm_embedding_scale is for token embeddings, which {type(model).__name__} has not.")
     embedding.__class__ = ScaledEmbedding
-    weight = embedding.weight
-    embedding.scale = nn.Parameter(torch.empty(1, device=weight.device, dtype=weight.dtype))  # type: ignore[assignment]
+    scale = torch.empty(1, device=embedding.weight.device, dtype=embedding.weight.dtype)
+    embedding.register_parameter("embed_scale", nn.Parameter(scale))
     embedding.reset_scale()  # type: ignore[operator]

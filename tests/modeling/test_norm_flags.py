@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -39,22 +40,32 @@ def test_llama_gets_dyt_and_derf_as_published(name, tmp_path):
     model = make(norm_type=name)
     assert model.config.norm_embedding_scale is True
     embedding = model.get_input_embeddings()
-    assert isinstance(embedding, ScaledEmbedding) and embedding.scale.item() == 4  # the root of 16
+    assert isinstance(embedding, ScaledEmbedding) and embedding.embed_scale.item() == 4  # the root of 16
     torch.testing.assert_close(embedding(IDS), 4 * embedding.weight[IDS])
     assert {m[0].alpha.item() for _, m in iter_norms(model)} == {1.0}  # a width up to 1024
     model(IDS, labels=IDS).loss.backward()
-    assert embedding.scale.grad.abs() > 0
+    assert embedding.embed_scale.grad.abs() > 0
     with torch.no_grad():
-        embedding.scale.fill_(3)
+        embedding.embed_scale.fill_(3)
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     again.resize_token_embeddings(70)
     assert torch.equal(again(IDS).logits[..., :64], model(IDS).logits)
-    assert without(tmp_path, ".scale") == 1 and without(tmp_path, ".alpha") == 5
+    assert without(tmp_path, ".embed_scale") == 1 and without(tmp_path, ".alpha") == 5
     started = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert started.get_input_embeddings().scale.item() == 4
+    assert started.get_input_embeddings().embed_scale.item() == 4
     assert {m[0].alpha.item() for _, m in iter_norms(started)} == {1.0}
+
+
+def test_lora_on_scaled_embeddings_merges_into_what_it_computed():
+    model = make(norm_type="dyt")
+    options = {"target_modules": ["embed_tokens", "q_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    before = model(IDS).logits
+    tuned = get_peft_model(model, LoraConfig(**options)).eval()
+    adapted = tuned(IDS).logits
+    assert not torch.allclose(adapted, before, atol=1e-2)
+    torch.testing.assert_close(tuned.merge_and_unload()(IDS).logits, adapted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_norm_of_llama_sees_more_than_its_tiny_embeddings():
@@ -143,6 +154,17 @@ def test_a_gain_written_as_1_plus_w_is_carried_as_the_gain():
     replace_norms(model, "gatednorm")
     replace_norms(model, "ibnorm-l")
     assert (model.model.norm.weight == 1).all()
+
+
+@pytest.mark.parametrize("where", [{"dtype": torch.bfloat16}, {"device": "meta"}], ids=str)
+def test_a_norm_without_parameters_gives_way_to_one_of_the_models_dtype_and_device(where):
+    model = make(norm_type="layernorm", norm_affine=False).to(**where)
+    assert not any(m[0].state_dict() for _, m in iter_norms(model))
+    replace_norms(model, "derf")
+    for _, modules in iter_norms(model):
+        for p in modules[0].parameters():
+            assert p.dtype == where.get("dtype", torch.float32) and p.device.type == where.get("device", "cpu")
+            assert p.requires_grad
 
 
 def test_surgery_knows_the_sites_of_a_vanilla_model():

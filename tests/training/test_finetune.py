@@ -274,6 +274,7 @@ def test_a_base_that_changed_is_refused(make, bases, tmp_path):
         (["--train_only", "embeddings"], "key train_only must be norms"),
         (["--adapter", "prefix"], "key adapter must be lora, norms, or null"),
         (["--adapter", "lora", "--train_only", "norms"], "exclude each other"),
+        (["--norm_lambda_schedule", "{start: auto}", "--norm_lambda_learned", "true"], "exclude each other"),
         (["--adapter", "lora", "--norm_type", "ibnorm-l"], "remembers only the name of its base"),
         (["--adapter", "lora", "--lora_r", 0], "key lora_r must be at least 1"),
         (["--norm_lambda", 4], "keeps its own norms; give norm_type"),

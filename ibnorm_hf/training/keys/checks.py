@@ -31,6 +31,11 @@ def check_start(model: ModelArguments, data: Any, repo_id: str | None, asked: As
         (whole, text or not (pretrained or model.adapter), "is for language models"),
         ("push_to_hub", text or not repo_id, "is for language models; upload this run with `hf upload`"),
         ("norm_lambda_schedule", text or not model.norm_lambda_schedule, "is for language models"),
+        (
+            "norm_lambda_schedule",
+            not (model.norm_lambda_schedule and model.norm_lambda_learned),
+            "and norm_lambda_learned exclude each other",
+        ),
         ("model", not pretrained or not asked.sizes, "follows from `pretrained`; leave it out"),
         ("model_type", not pretrained or "model_type" not in asked.where, "follows from `pretrained`; leave it out"),
         ("train_only", model.train_only in (None, "norms"), "must be norms, or null"),

@@ -100,9 +100,14 @@ class BatchAreaNorm(nn.Module):
         for name, value in zip(self.initial_statistics, statistics, strict=True):
             running = getattr(self, name)
             if self.momentum is None:  # the plain mean over all batches
-                running.lerp_(value.to(running.dtype), (1 / self.num_batches_tracked).to(running.dtype))
+                running.lerp_(value.to(running.dtype), self.num_batches_tracked.float().reciprocal().to(running.dtype))
             else:
                 running.lerp_(value.to(running.dtype), self.momentum)
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        """The output for a batch without elements, which moves no statistic; every gradient is zero."""
+        y = x if self.weight is None else x * column(self.weight)
+        return (y if self.bias is None else y + column(self.bias)).to(x.dtype)
 
     def extra_repr(self) -> str:
         affine = "weight+bias" if self.bias is not None else "weight" if self.weight is not None else "none"
@@ -167,7 +172,8 @@ class IBBatchNorm2d(Compressing, BatchAreaNorm):
         require_images(x, self.num_features)
         if self.uses_batch:
             y, statistics = self._normalize_batch(x)
-            self._track(*statistics)
+            if statistics is not None:
+                self._track(*statistics)
             return y
         assert self.running_mean is not None
         assert self.running_compressed_mean is not None and self.running_compressed_var is not None
@@ -175,7 +181,9 @@ class IBBatchNorm2d(Compressing, BatchAreaNorm):
         lam: Any = self._norm_lambda if self.log_lambda is None else self.lambda_(x)
         return apply_running(x, self.weight, self.bias, running, self.compression, lam, self.eps)
 
-    def _normalize_batch(self, x: Tensor) -> tuple[Tensor, BatchStatistics]:
+    def _normalize_batch(self, x: Tensor) -> tuple[Tensor, BatchStatistics | None]:
+        if x.numel() == 0:
+            return self._nothing(x), None
         require_several(x.numel() // self.num_features, x)
         if self.log_lambda is None:
             return batch_ib_norm(x, self.weight, self.bias, self.compression, self._norm_lambda, self.eps)
@@ -227,6 +235,8 @@ class NormalBatchNorm2d(BatchAreaNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         require_images(x, self.num_features)
+        if x.numel() == 0:
+            return self._nothing(x)
         x32 = at_least_float32(x)
         if self.uses_batch:
             require_several(x.numel() // self.num_features, x)

@@ -152,7 +152,8 @@ def register_compression(
         raise ValueError(f"'{name}' is no name; use letters, digits and hyphens.")
     if not 0 < default_lambda < float("inf"):
         raise ValueError(f"default_lambda must be a finite number above 0, got {default_lambda!r}.")
-    _check_compression(name, g, dg)
+    with torch.device("cpu"):  # whatever the default is
+        _check_compression(name, g, dg)
     _REGISTRY[name] = Compression(name, g, dg, float(default_lambda))
 
 

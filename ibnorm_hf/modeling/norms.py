@@ -291,6 +291,8 @@ class NormalNorm(TokenNorm):
         self.noise_factor = noise_factor
 
     def normalize(self, x: Tensor) -> Tensor:
+        if x.numel() == 0:
+            return self._affine(x, x)  # there is nothing to take a variance of
         x32 = at_least_float32(x)
         variance, mean = torch.var_mean(x32, -1, correction=0, keepdim=True)
         h = (x32 - mean) * torch.rsqrt(variance + self.eps)

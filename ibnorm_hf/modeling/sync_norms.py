@@ -31,7 +31,7 @@ class IBSyncBatchNorm2d(IBBatchNorm2d):
                 module.process_group = process_group
         return model
 
-    def _normalize_batch(self, x: Tensor) -> tuple[Tensor, BatchStatistics]:
+    def _normalize_batch(self, x: Tensor) -> tuple[Tensor, BatchStatistics | None]:
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1):
             return super()._normalize_batch(x)
         x32 = at_least_float32(x)
@@ -39,6 +39,8 @@ class IBSyncBatchNorm2d(IBBatchNorm2d):
         total = torch.full((1,), local, dtype=torch.float64, device=x.device)
         dist.all_reduce(total, group=self.process_group)
         if local <= 1:  # otherwise the sum is more than 1, and reading it would stop a GPU's queue
+            if total.item() == 0:
+                return super()._normalize_batch(x)
             require_several(int(total.item()), x)
         group, count = self.process_group, total.to(x32.dtype)
 

@@ -60,7 +60,8 @@ def _row(name: str) -> tuple[str, str, str, str, str, str, str]:
     spec = get_spec(name)
     cls = next(iter(spec.classes.values()))
     shown = f"torch.nn.{cls.__name__}" if cls.__module__.startswith("torch.") else cls.__name__
-    status = f"{spec.status}, {spec.confidence.partition(':')[0]}" if spec.confidence else spec.status
+    sure = spec.confidence.partition(":")[0]
+    status = f"{spec.status}, {sure}" if sure and sure != spec.status else spec.status
     return name, shown, spec.meaning or spec.batch_meaning, spec.formula, status, spec.start, " ".join(spec.options)
 
 

@@ -39,6 +39,7 @@ def get_spec(name: str) -> NormSpec:
             SPECS["ibnorm-l"],
             name=name,
             formula=formula,
+            status="ours" if compression.confidence.startswith("ours") else "reconstructed",
             confidence=compression.confidence,
             arguments={"norm_type": name},
         )

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ibnorm_hf.hub.export import export
+from ibnorm_hf.modeling.rivals import __name__ as HOME
+from ibnorm_hf.modeling.specs import SPECS
 
 from .models import build, heads
 
@@ -41,7 +43,7 @@ def run_jobs(folder, jobs, *arguments, **variables):
 
 def make_job(folder, config_class, auto, cls, **flags):
     model = build(config_class, cls, **flags)
-    name = f"{cls.__name__}_{auto.__name__}"
+    name = "_".join((cls.__name__, auto.__name__, *map(str, flags.values())))
     model.save_pretrained(folder / "model" / name)
     save_file(inputs_for(model), folder / f"{name}.input")
     exported = export(folder / "model" / name, folder / "export" / name, max_shard_size="4KB")
@@ -76,3 +78,23 @@ def test_every_head_loads_elsewhere_trains_and_saves_again(tmp_path):
         for name, tensor in expected(job, model).items():
             assert torch.equal(there[name], here[name]) and torch.equal(there[name], tensor), (cls.__name__, name)
         assert answer["moved"] > 1e-3 and answer["second_generation"], cls.__name__
+
+
+def test_rivals_and_flags_load_elsewhere(tmp_path):
+    config_class, auto, cls = next(head for head in heads() if head[2].__name__ == "IBNormLlamaForCausalLM")
+    rivals = sorted({name for name, spec in SPECS.items() if spec.classes.get("token", object).__module__ == HOME})
+    asked = [{"norm_type": name} for name in rivals]
+    asked += [
+        {"norm_type": "ibnorm-clip", "norm_lambda_learned": True},
+        {"norm_type": "layernorm", "norm_depth_scale": "sqrt"},
+    ]
+    made = []
+    for flags in asked:
+        job, model = make_job(tmp_path, config_class, auto, cls, **flags)
+        made.append((job | {"output": job["input"] + ".absent"}, model))
+    answers = run_jobs(tmp_path, [job for job, _ in made])
+    assert len(made) >= 9
+    for (job, model), answer in zip(made, answers, strict=True):
+        assert answer["module"].startswith("transformers_modules.")
+        there = load_file(job["output"])
+        assert all(torch.equal(there[name], tensor) for name, tensor in expected(job, model).items()), job["folder"]

@@ -142,7 +142,7 @@ def test_gpt2s_transposed_weights_are_recognised():
     torch.testing.assert_close(logits(model.merge_and_unload()), before, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm_type, norm_bias", [("ibnorm-t", None), ("dyt", True)])
+@pytest.mark.parametrize("norm_type, norm_bias", [("ibnorm-t", None), ("dyt", True), ("gatednorm", None)])
 @pytest.mark.parametrize("method", ["lora", "ln"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_wrap_then_replace_is_replace_then_wrap(kind, method, norm_type, norm_bias):
@@ -157,7 +157,7 @@ def test_wrap_then_replace_is_replace_then_wrap(kind, method, norm_type, norm_bi
     assert len(report) == 5 and "5 norms are now" in str(report)
     for (name, there), here in zip(second.named_parameters(), first.parameters(), strict=True):
         assert there.shape == here.shape and there.requires_grad == here.requires_grad, name
-    assert bool(created) == (norm_type == "dyt")
+    assert bool(created) == (norm_type in ("dyt", "gatednorm"))
     second.load_state_dict(first.state_dict())  # what the swap created starts anew in the one, and moved in the other
     one, other = logits_and_gradients(first), logits_and_gradients(second)
     assert one.keys() == other.keys() and any("default.weight" in name for name in one)

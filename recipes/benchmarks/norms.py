@@ -95,15 +95,21 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
 
 
 def benchmark(
-    rows: int, width: int, dtype: torch.dtype, device: str, repeats: int, compiled: bool
+    rows: int,
+    width: int,
+    dtype: torch.dtype,
+    device: str,
+    repeats: int,
+    compiled: bool,
+    make: Callable[[int, bool], dict[str, nn.Module]] = layers,
 ) -> list[dict[str, object]]:
-    """One CSV row a layer for one shape and dtype."""
+    """One CSV row a layer of ``make(width, compiled)`` for one shape and dtype."""
     torch.compiler.reset()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, width, generator=generator).to(device, dtype).requires_grad_()
     dy = torch.randn(rows, width, generator=generator).to(device, dtype)
     target = torch.empty_like(dy)
-    modules = {name: module.to(device, dtype) for name, module in layers(width, compiled).items()}
+    modules = {name: module.to(device, dtype) for name, module in make(width, compiled).items()}
     outputs: dict[str, Tensor] = {}
 
     def forward(name: str) -> None:

@@ -68,9 +68,9 @@ def assert_matches_reference(
     """Compare ``function(x, weight, bias, **options)`` with the reference in float64; print the first mismatch."""
     generator = torch.Generator().manual_seed(1)
     width = x.shape[-1]
-    weight = (1 + 0.5 * torch.randn(width, generator=generator)).to(x.dtype)
-    bias = torch.randn(width, generator=generator).to(x.dtype)
-    cotangent = torch.randn(x.shape, generator=generator).to(x.dtype)
+    weight = (1 + 0.5 * torch.randn(width, generator=generator)).to(x)
+    bias = torch.randn(width, generator=generator).to(x)
+    cotangent = torch.randn(x.shape, generator=generator).to(x)
     actual = gradients(lambda *t: function(*t, **options), x, weight, bias, cotangent=cotangent, default=default)
     expected = gradients(
         lambda *t: ib_norm_reference(*t, **options), x.double(), weight.double(), bias.double(), cotangent=cotangent

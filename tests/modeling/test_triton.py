@@ -19,48 +19,58 @@ from .checks import DEFAULTS, LAYOUTS, ORDERS, VARIANTS, assert_matches_referenc
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def interpreted() -> int:
-    """Run in the subprocess: every combination, none left to another path; returns how many were compared."""
+def compared(device: str) -> int:
+    """Every combination, none left to another path; returns how many were compared."""
     from ibnorm_hf.modeling.fused_triton import FUSED_TRITON
 
     triton = partial(ib_norm, backend="triton")
     count = 0
     for variant, order, dtype, width in itertools.product(VARIANTS, ORDERS, DTYPES, (1, 3, 192, 1023)):
         layout = LAYOUTS[count % len(LAYOUTS)]
-        x = make_input(5, width, dtype, layout)
+        x = make_input(5, width, dtype, layout).to(device)
         assert functional._kernels(x, functional.get_compression(variant), order, "triton") is FUSED_TRITON
         assert_matches_reference(triton, x, norm_type=variant, norm_order=order, norm_lambda=1.5)
         count += 1
         assert_matches_reference(triton, x[:, :3], norm_type=variant, default=DEFAULTS[count % len(DEFAULTS)])
-    assert_matches_reference(triton, make_input(300, 24, torch.float32))  # several rows a program
-    assert_matches_reference(triton, make_input(130, 4100, torch.bfloat16))  # more rows than backward programs
-    assert_matches_reference(triton, make_input(2, 16384, torch.float32))
+    assert_matches_reference(triton, make_input(300, 24, torch.float32).to(device))  # several rows a program
+    assert_matches_reference(
+        triton, make_input(130, 4100, torch.bfloat16).to(device)
+    )  # more rows than backward programs
+    assert_matches_reference(triton, make_input(2, 16384, torch.float32).to(device))
     for x in (torch.full((4, 64), 3.0), make_input(4, 64, torch.float32) * 1e-39):
-        assert_matches_reference(triton, x)
-    offset = make_input(4, 64, torch.float32) + 1000
+        assert_matches_reference(triton, x.to(device))
+    offset = make_input(4, 64, torch.float32).to(device) + 1000
     assert_matches_reference(triton, offset, tolerance=2e-3)
-    assert triton(torch.zeros(0, 8, requires_grad=True)).shape == (0, 8)
-    x, weight = make_input(9, 40, torch.float32).requires_grad_(), torch.ones(40, requires_grad=True)
-    bias = torch.zeros(40, requires_grad=True)
+    assert triton(torch.zeros(0, 8, device=device, requires_grad=True)).shape == (0, 8)
+    x, weight = (
+        make_input(9, 40, torch.float32).to(device).requires_grad_(),
+        torch.ones(40, device=device, requires_grad=True),
+    )
+    bias = torch.zeros(40, device=device, requires_grad=True)
     for wanted in itertools.product([False, True], repeat=3):  # partial sums exist only for what is wanted
         inputs = [t for t, needed in zip((x, weight, bias), wanted, strict=True) if needed]
         given = [t if needed else t.detach() for t, needed in zip((x, weight, bias), wanted, strict=True)]
         if inputs:
             found, expected = (
-                torch.autograd.grad(path(*given), inputs, make_input(9, 40, torch.float32, seed=1))
-                for path in (triton, ib_norm)
+                torch.autograd.grad(path(*given), inputs, make_input(9, 40, torch.float32, seed=1).to(device))
+                for path in (triton, partial(ib_norm, backend="eager"))
             )
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     return count
 
 
 def test_interpreted_kernels_match_reference():
-    command = [sys.executable, "-c", "from tests.modeling.test_triton import interpreted; print(interpreted())"]
+    command = [sys.executable, "-c", "from tests.modeling.test_triton import compared; print(compared('cpu'))"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == str(4 * 2 * 3 * 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is there")
+def test_kernels_match_reference_on_a_gpu():
+    assert compared("cuda") == 4 * 2 * 3 * 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

@@ -58,7 +58,9 @@ class ImageTask:
 
     def plan(self, *, dry: bool) -> list[str]:
         """What the recipe will do, as lines; ``dry`` loads nothing."""
-        return image_plan(self.recipe, planned_facts(self.arguments) if dry else self.facts)
+        if dry:
+            return image_plan(self.recipe, planned_facts(self.arguments))
+        return [*image_plan(self.recipe, self.facts), *(f"images: {remark}" for remark in self.data.remarks)]
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -71,6 +73,7 @@ class ImageTask:
         return {
             "source": data.source,
             "classes": list(data.classes),
+            **({"left_out": list(data.remarks)} if data.remarks else {}),
             "train": {"images": len(data.train)},
             "validation": {"images": len(data.validation)},
             "input": {"channels": self.facts.channels, "height": self.facts.height, "width": self.facts.width},

@@ -99,8 +99,8 @@ def test_a_folder_of_images(tmp_path, monkeypatch):
     views = Views(arguments, facts, data)
     assert views.evaluate(row["pixel_values"][None]).shape == (1, 3, 8, 8)
     for message, options in (
-        ("has no split 'tset', only train, test", {"validation_split": "tset", "image_size": 8}),
-        ("give image_size", {}),
+        ("has no split 'tset', only test, train", {"validation_split": "tset", "image_size": 8}),
+        ("give image_size", {"validation_split": "test"}),
         ("classes is 3, but .* has 2", {"image_size": 8, "classes": 3, "validation_split": "test"}),
     ):
         with pytest.raises(UserError, match=message):
@@ -190,3 +190,95 @@ def test_fashion_is_known_by_its_content(tmp_path, first, source):
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
     data = load_idx(folder)
     assert data.source == source and (data.classes[0] == "T-shirt/top") == (source == "fashion-mnist")
+
+
+def put(folder, count, start=0, size=(12, 12)):
+    """``count`` pictures of noise in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(start)
+    for i in range(start, start + count):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"p{i}.png")
+
+
+def loaded(folder, **keys):
+    return load_images(ImageArguments(images=str(folder), **keys))
+
+
+@pytest.mark.parametrize("names", [("airport", "beach", "train_interior", "train_station"), ("test", "train", "valid")])
+def test_names_of_classes_mean_nothing(tmp_path, names):
+    for name in names:
+        put(tmp_path / name, 10)
+        (tmp_path / name / "p0.png").rename(tmp_path / name / "train_0.png")
+    data = loaded(tmp_path)
+    assert data.classes == names and data.shape == (3, 12, 12)  # squares of one size need no image_size
+    assert (len(data.train), len(data.validation)) == (9 * len(names), len(names))
+    assert [row["labels"].item() for row in data.validation] == list(range(len(names)))
+    paths = [path for part in (data.train, data.validation) for path, _ in part.files]
+    assert len(set(paths)) == 10 * len(names)
+    assert data.train.sha256() == loaded(tmp_path).train.sha256() != data.validation.sha256()
+
+
+def test_damaged_images_are_named_and_left_out(tmp_path):
+    for name in "ab":
+        put(tmp_path / name, 10)
+    (tmp_path / "a" / "p7.png").write_bytes(b"<html>404 Not Found</html>")
+    whole = (tmp_path / "b" / "p3.png").read_bytes()
+    (tmp_path / "b" / "p3.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    data = loaded(tmp_path)
+    assert len(data.train) + len(data.validation) == 18
+    assert "2 damaged images" in data.remarks[0] and "p7.png" in data.remarks[0] and "p3.png" in data.remarks[0]
+    assert data.remarks[1].startswith("left out 1 files")
+    with pytest.raises(UserError, match=r"more than max_bad_records = 1 damaged images, first .*p7\.png, .*p3\.png"):
+        loaded(tmp_path, max_bad_records=1)
+    path, _ = data.train.files[0]
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged; repair or remove it"):
+        data.train[0]
+
+
+def test_few_images_and_classes_on_one_side(tmp_path):
+    for name in "abc":
+        put(tmp_path / "few" / name, 5)
+        put(tmp_path / "split" / "train" / name, 3)
+    few = loaded(tmp_path / "few")
+    assert (len(few.train), len(few.validation)) == (12, 3)
+    put(tmp_path / "few" / "d", 1)
+    with pytest.raises(UserError, match=r"class 'd' of .* has 1 readable images and needs 2"):
+        loaded(tmp_path / "few")
+    put(tmp_path / "split" / "val" / "a", 2)
+    split = loaded(tmp_path / "split")
+    assert (len(split.train), len(split.validation), split.classes) == (9, 2, ("a", "b", "c"))
+    put(tmp_path / "split" / "val" / "z", 2)
+    with pytest.raises(UserError, match=r"has classes that .* has not: z"):
+        loaded(tmp_path / "split")
+    put(tmp_path / "odd" / "a", 3)
+    put(tmp_path / "odd" / "b", 3, size=(10, 14))
+    with pytest.raises(UserError, match="are no squares of one size; give image_size"):
+        loaded(tmp_path / "odd")
+    with pytest.raises(UserError, match="needs a sub-folder of images for each of at least two classes"):
+        loaded(tmp_path / "odd" / "a")
+    with pytest.raises(UserError, match="do not exist; give a folder"):
+        loaded(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("labels", "said"), [([-1] * 10, "split 'test' of .* without a label"), ([0, 1] * 5, None)])
+def test_a_split_without_labels_is_refused(monkeypatch, labels, said):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    picture = Image.new("RGB", (12, 12))
+
+    def part(labels):
+        return datasets.Dataset.from_dict({"image": [picture] * len(labels), "label": labels}, features=features)
+
+    splits = datasets.DatasetDict(train=part([0, 1] * 10), test=part(labels), few=part([0] * 3 + [1]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
+    keys = {"image_size": 8, "validation_split": "test"}
+    if said is None:
+        assert len(loaded("someone/set", **keys).validation) == 10
+    else:
+        with pytest.raises(UserError, match=said):
+            loaded("someone/set", **keys)
+    with pytest.raises(UserError, match="cannot hold out a tenth"):
+        loaded("someone/set", image_size=8, train_split="few")

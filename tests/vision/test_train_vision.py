@@ -194,7 +194,7 @@ def test_imagenet_recipes_are_ninety_epochs(name):
         (["--norm_type", "bachnorm"], "Did you mean 'batchnorm'?"),
         (["--model_type", "ibnorm_llama"], "key model_type: 'ibnorm_llama' classifies no images"),
         (["--model_type", "resnet"], "keeps its own norms; use model_type ibnorm_resnet"),
-        (["--images", "/nowhere/at/all", "--image_size", "8"], "/nowhere/at/all cannot be loaded"),
+        (["--images", "/nowhere/at/all", "--image_size", "8"], "images /nowhere/at/all do not exist"),
         (["--image_size", "9"], "image_size is 9, but the images are 8 x 8"),
         (["--classes", "3"], "classes is 3, but digits has 10"),
         (["--push_to_hub", "true", "--hub_model_id", "a/b"], "upload this run with `hf upload`"),

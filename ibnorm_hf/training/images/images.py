@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...common.errors import UserError
+from .folder import FolderImages, read_folder
+from .square import square
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 _FASHION_LABELS = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)  # its first training images; MNIST's are 5, 0, 4, 1, 9, ...
@@ -60,6 +62,7 @@ class ImageData:
     validation: Any
     classes: tuple[str, ...]
     source: str
+    remarks: tuple[str, ...] = ()  # what of the data was left out
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -144,22 +147,10 @@ class HubImages(Dataset[dict[str, Any]]):
         return {"pixel_values": square(row[self.image], self.size), "labels": torch.tensor(int(row[self.label]))}
 
 
-def square(image: Any, size: int) -> Tensor:
-    """(3, size, size) uint8 of a PIL image: the shorter side resized to ``size``, the centre kept."""
-    image = image.convert("RGB")
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), resample=2)  # bilinear
-    left, top = (width - size) // 2, (height - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-
-
 def load_datasets(
     name: str, *, config: str | None, revision: str | None, size: int, train: str, validation: str | None, cache: Path
 ) -> ImageData:
-    """A folder of images (one sub-folder a class, optionally under train/ and validation/) or a data set of the Hub.
+    """A data set of the Hub.
 
     Args:
         size: side of the squares that images are cut to.
@@ -172,10 +163,7 @@ def load_datasets(
 
     where: dict[str, Any] = {"cache_dir": str(cache / "datasets")}
     try:
-        if Path(name).is_dir():
-            splits = load_dataset("imagefolder", data_dir=name, **where)
-        else:
-            splits = load_dataset(name, config, revision=revision, **where)
+        splits = load_dataset(name, config, revision=revision, **where)
     except Exception as error:  # the hub, the file system and arrow raise kinds of their own
         raise UserError(f"image data {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     for split in (train, validation):
@@ -190,9 +178,25 @@ def load_datasets(
     if validation is None and "validation" in splits:
         validation = "validation"
     if validation is None:
-        parts = rows.train_test_split(test_size=0.1, seed=0, stratify_by_column=label)
+        try:
+            parts = rows.train_test_split(test_size=0.1, seed=0, stratify_by_column=label)
+        except ValueError as error:
+            raise UserError(f"image data {name} cannot hold out a tenth: {error}; give validation_split") from None
         rows, held_out = parts["train"], parts["test"]
     else:
         held_out = splits[validation]
+    for part, split in ((rows, train), (held_out, validation or train)):
+        if label not in part.column_names or min(part[label][:], default=-1) < 0:
+            raise UserError(f"split '{split}' of image data {name} has images without a label; choose another split")
     classes = tuple(rows.features[label].names)
     return ImageData(HubImages(rows, image, label, size), HubImages(held_out, image, label, size), classes, name)
+
+
+def load_folder(root: Path, *, size: int | None, train: str, validation: str | None, most_bad: int) -> ImageData:
+    """A folder of images, a class a folder; see `read_folder`. ``size`` None takes the images' own, if it is one."""
+    found = read_folder(root, train=train, validation=validation, most_bad=most_bad)
+    if size is None and found.side is None:
+        raise UserError(f"the images of {root} are no squares of one size; give image_size")
+    side = size or found.side or 0
+    parts = [FolderImages(root, files, side) for files in (found.train, found.validation)]
+    return ImageData(parts[0], parts[1], found.classes, str(root), tuple(found.remarks))

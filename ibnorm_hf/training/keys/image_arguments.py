@@ -23,7 +23,7 @@ class ImageArguments:
         }
     )
 
-    free: ClassVar[frozenset[str]] = frozenset()
+    free: ClassVar[frozenset[str]] = frozenset({"max_bad_records"})
 
     images: str = field(
         default="digits",
@@ -62,6 +62,9 @@ class ImageArguments:
     )
     crop_padding: int = field(default=4, metadata={"help": "Pixels of zeros around an image that crops are cut from."})
     crop_area: float = field(default=0.08, metadata={"help": "Smallest share of the image that resized-crop cuts."})
+    max_bad_records: int = field(
+        default=100, metadata={"help": "Damaged images of a folder to leave out, named, before stopping."}
+    )
     sync_batch_norm: bool = field(
         default=False, metadata={"help": "Statistics over the batch of all processes: IBNorm and BatchNorm."}
     )

@@ -16,7 +16,7 @@ from ...common.errors import UserError, did_you_mean
 from ...common.paths import cache_root
 from ...modeling.sync_norms import IBSyncBatchNorm2d
 from ..images.augment import center_crop, channel_moments, normalize, random_crop, random_flip, random_resized_crop
-from ..images.images import ImageData, is_idx_folder, load_datasets, load_digits, load_idx
+from ..images.images import ImageData, is_idx_folder, load_datasets, load_digits, load_folder, load_idx
 from ..keys.image_arguments import ImageArguments
 from ..keys.recipe import Recipe
 from .build import _NORM_FLAGS, _checked_sizes, _defaults, _instead  # the same rules for both kinds of recipe
@@ -52,9 +52,19 @@ def load_images(arguments: ImageArguments) -> ImageData:
         data = load_digits()
     elif is_idx_folder(Path(arguments.images)):
         data = load_idx(arguments.images)
+    elif Path(arguments.images).is_dir():
+        data = load_folder(
+            Path(arguments.images),
+            size=arguments.stored_size or arguments.image_size,
+            train=arguments.train_split,
+            validation=arguments.validation_split,
+            most_bad=arguments.max_bad_records,
+        )
     else:
+        if arguments.images.startswith((".", "/", "~")) or arguments.images.count("/") > 1:
+            raise UserError(f"images {arguments.images} do not exist; give a folder, `digits` or a Hub name")
         if arguments.image_size is None:
-            raise UserError(f"images {arguments.images} come in many sizes; give image_size")
+            raise UserError(f"a data set of the Hub needs image_size; give the side that {arguments.images} is read at")
         data = load_datasets(
             arguments.images,
             config=arguments.images_config,

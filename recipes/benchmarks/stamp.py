@@ -27,6 +27,7 @@ KEYS = ("ibnorm_hf", "commit", "versions", "hardware", "command", "date", "code"
 RESULTS: dict[str, tuple[str, ...]] = {
     f"{HERE}/results/norms-cpu.csv": ("ibnorm_hf/modeling", f"{HERE}/norms.py", f"{HERE}/measure.py"),
     f"{HERE}/results/train_step-cpu.csv": ("ibnorm_hf/modeling", f"{HERE}/train_step.py", f"{HERE}/measure.py"),
+    f"{HERE}/results/loop-cpu.csv": ("ibnorm_hf/modeling", "ibnorm_hf/training", f"{HERE}/loop.py"),
     f"{HERE}/results/conversion.json": (
         "ibnorm_hf/modeling",
         "ibnorm_hf/training",

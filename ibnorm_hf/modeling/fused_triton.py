@@ -43,8 +43,9 @@ def why_not(x: Tensor, compression: Compression) -> str | None:
 
 
 def has_kernel(name: str) -> bool:
-    """Whether there is a kernel for a compression, and Triton to build it."""
-    return triton is not None and name in _CODES
+    """Whether there is a kernel for a compression, and Triton and a GPU that it builds for."""
+    old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0)
+    return triton is not None and name in _CODES and not old
 
 
 @functools.cache

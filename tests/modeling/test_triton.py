@@ -118,3 +118,14 @@ def test_where_triton_cannot_build_the_reason_is_a_line(error, monkeypatch):
     finally:
         fused_triton._why_no_launch.cache_clear()
     assert reason == f"Triton cannot build or launch a kernel for cpu ({type(error).__name__}: {error})"
+
+
+def test_a_graph_for_a_gpu_holds_the_operator_too():
+    """Recorded with fake tensors, which need no GPU; what is too old for Triton is left to inductor."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode():
+        x = torch.empty(4, 24, device="cuda", dtype=torch.bfloat16)
+        graph = make_fx(lambda t: ib_norm(t))(x).graph
+    assert torch.ops.ibnorm_hf.forward.default in [node.target for node in graph.nodes]

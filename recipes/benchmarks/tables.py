@@ -11,6 +11,8 @@ import csv
 import re
 from pathlib import Path
 
+from measure import quantiles
+
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "README.md"
 START, END = "<!-- performance -->", "<!-- /performance -->"
@@ -67,6 +69,19 @@ def step_table(rows: list[dict[str, str]]) -> str:
     return markdown(header, body)
 
 
+def loop_line(rows: list[dict[str, str]]) -> str:
+    """What a whole run keeps of a bare loop's speed: median and 20-80 % of the blocks."""
+    low, median, high = quantiles([float(r["run_over_bare"]) for r in rows])
+    first = rows[0]
+    return "\n".join(
+        [
+            f"`{first['recipe']}` as a whole run does {median:.2f} ({low:.2f}-{high:.2f}) of the tokens/s of a bare",
+            f"torch loop; one process, step by step in turn, {len(rows)} blocks of 10 steps, {first['threads']} thread",
+            "on a machine with other work (`python recipes/benchmarks/loop.py`).",
+        ]
+    )
+
+
 def render() -> str:
     """The text between the markers."""
     norms, steps = read("norms-cpu.csv"), read("train_step-cpu.csv")
@@ -84,6 +99,8 @@ def render() -> str:
             "(`python recipes/benchmarks/train_step.py`). GPU: not measured.",
             "",
             step_table(steps),
+            "",
+            loop_line(read("loop-cpu.csv")),
         ]
     )
 

@@ -3,16 +3,19 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
 from ibnorm_hf.training.text import packing
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.blocks import BlockWriter, blocks_sha256, load_blocks
+from ibnorm_hf.training.text.tidy import tidy_cache
 from ibnorm_hf.training.text.tokenizer import END_OF_TEXT, train_bpe
 
 
@@ -224,3 +227,22 @@ def test_blocks_of_an_earlier_version_are_used_on(tmp_path: Path):
     assert prepare(path).folder != old
     wrong = preparing.prepare_data(data, vocab_size=300, run_tokens=0, say=said.append, recorded={"blocks": "earlier"})
     assert wrong.folder != old
+
+
+def test_what_killed_preparations_left_is_tidied(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
+    blocks, tokenizers = tmp_path / "cache" / "blocks", tmp_path / "cache" / "tokenizers"
+    names = [blocks / ".old.partial", blocks / ".held.partial", blocks / ".new.partial", tokenizers / ".key.abc"]
+    for folder in [*names, blocks / "finished"]:
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("x")
+        if folder.name != ".new.partial":
+            for path in (folder / "file", folder):
+                os.utime(path, (1, 1))
+    said: list[str] = []
+    with FileLock(str(blocks / "held.lock")):
+        tidy_cache(said.append)
+    assert [folder.exists() for folder in names] == [False, True, True, False] and (blocks / "finished").exists()
+    assert len(said) == 2 and "old.partial" in said[0]
+    prepare(corpus(tmp_path))
+    assert not names[1].exists()

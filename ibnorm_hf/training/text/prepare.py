@@ -22,6 +22,7 @@ from .held_out import HeldOut
 from .packing import Packer, Say
 from .sources.base import Source
 from .sources.registry import open_source
+from .tidy import tidy_cache
 from .tokenizer import fingerprint, get_tokenizer, largest_id
 
 FORMAT = 2  # of data.json: 2 since a document ends once; blocks without it are those of an earlier version
@@ -63,6 +64,7 @@ def prepare_data(
     """
     if data.corpus == "embedded":
         say("data: reading the docstrings of the installed packages (about 20 s the first time)")
+    tidy_cache(say)
     data = _as_begun(data, recorded)
     source = open_source(data)
     mark = source.fingerprint()

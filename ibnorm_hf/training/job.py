@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .folder.failures import told
 from .folder.manifest import seal
 from .folder.resume import checkpoint_to_resume, require_same_data
 from .folder.run_folder import claim, write_environment
+from .folder.together import agreed, forget, on_this_machine
 from .image_task import ImageTask
 from .keys.identity import identity, run_id
 from .keys.image_arguments import ImageArguments
@@ -74,21 +75,21 @@ def pretrain(recipe: Recipe) -> Result:
     _quiet_libraries()
     task = task_of(recipe)
     space = "checkpoints before it are unharmed; free some room, and the same command goes on from the newest"
-    with told(folder=folder, space=space, memory=task.memory):
-        for line in task.plan(dry=False):
+    with told(folder=folder, space=space, memory=task.memory), ExitStack() as held:
+        for line in agreed(lambda: task.plan(dry=False)):
             say(line)
-        try_trainer_parts(recipe)
-        with claim(recipe) if main else nullcontext():
-            return _run(recipe, task, folder, say)
+        agreed(lambda: try_trainer_parts(recipe))
+        agreed(lambda: held.enter_context(claim(recipe)), main_only=True)
+        return _run(recipe, task, folder, say)
 
 
 def _run(recipe: Recipe, task: TextTask | ImageTask, folder: Path, say: Any) -> Result:
     run = recipe.run
-    checkpoint = checkpoint_to_resume(recipe, folder, say)
+    checkpoint = agreed(lambda: checkpoint_to_resume(recipe, folder, say), main_only=True)
     task.recorded = checkpoint[1].get("fingerprints") if checkpoint else None
-    description = task.description
-    if checkpoint is not None:
-        require_same_data(checkpoint, description["fingerprints"])
+    description = agreed(lambda: task.description)
+    marks = agreed(lambda: description["fingerprints"], main_only=True)
+    agreed(lambda: require_same_data(checkpoint, marks, description["fingerprints"]))
     _say_epochs(run.max_steps * int(run.global_batch_size or 0), *task.samples(), say)
     trainer = make_trainer(recipe, task, folder, checkpoint[1] if checkpoint else None, say)
     if run.process_index == 0:
@@ -121,17 +122,20 @@ def make_trainer(
 def train_to_the_end(trainer: PretrainTrainer, checkpoint: tuple[Path, dict[str, Any]] | None, say: Any) -> int | None:
     """Train from the checkpoint, or from step 0, to the last step; returns the signal that stopped it before."""
     done, steps = checkpoint[1]["step"] if checkpoint else 0, trainer.args.max_steps
+    here = on_this_machine(checkpoint) if checkpoint else None
     with StopOnSignal() as stop:
         trainer.add_callback(stop)
-        if checkpoint is None:
+        if checkpoint is None or here is None:
             trainer.train()
         elif done < steps:
             say(f"resume: {checkpoint[0].name}")
-            trainer.resume(checkpoint[0])
+            trainer.resume(here, kept=checkpoint[0])
         else:
             say(f"resume: all {done} steps are done, nothing to train")
-            trainer.load(checkpoint[0])
+            trainer.load(here)
         trainer.settle()
+    if here is not None:
+        forget(here)
     stopped = stop.received is not None and trainer.state.global_step < steps
     return int(stop.received) if stopped and stop.received is not None else None
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from ..common.errors import UserError
 from ..common.packed import COLUMN, unpack
 from ..common.paths import cache_root, write_atomic
 from .folder.failures import told
+from .folder.together import agreed
 from .keys.recipe import Recipe
 from .loop.anneal import AnnealLambda, LambdaPath, plan_lambda
 from .loop.objective import TextObjective
@@ -134,7 +134,7 @@ class TextTask:
             count = len(train)
             rows = train[sorted({i * count // _CALIBRATION_BLOCKS for i in range(_CALIBRATION_BLOCKS)})][COLUMN]
             # Rounding may differ between the machines of a run, and its processes must agree on lambda.
-            path = broadcast_object_list([plan_lambda(model, *found, *unpack(rows))])[0]
+            path = agreed(lambda: plan_lambda(model, *found, *unpack(rows)), main_only=True)
             for line in path.lines():
                 say(line)
         trainer.facts["norm_lambda"] = path.as_dict()

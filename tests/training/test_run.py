@@ -387,3 +387,27 @@ def test_a_checkpoint_of_the_first_identity_is_resumed(make_recipe, tmp_path: Pa
     assert losses[0] == losses[1] and len(losses[0]) == 2
     with pytest.raises(UserError, match="holds another run"):
         job.pretrain(make_recipe("--optim", "adafactor"))
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_going_back_deletes_neither_what_was_resumed_from_nor_what_is_written(make_recipe, tmp_path, limit):
+    keys = ["--max_steps", 9, "--save_total_limit", 9, "--eval_strategy", "no"]
+    job.pretrain(make_recipe(*keys))
+    run, written = tmp_path / "run", []
+    real = PretrainTrainer._save_checkpoint
+
+    def save(self, *words):
+        real(self, *words)
+        written.append((self.state.global_step, [step for step, _ in checkpoints(run)]))
+
+    keys[3] = limit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PretrainTrainer, "_save_checkpoint", save)
+        job.pretrain(make_recipe(*keys, "--save_steps", 1, "--resume", run / "checkpoint-6"))
+    assert [step for step, _ in written] == [7, 8, 9]
+    for step, there in written:
+        assert step in there and 6 in there
+    kept = [step for step, _ in checkpoints(run)]
+    assert kept == ([6, 9] if limit == 1 else [6, 8, 9])
+    for _, path in checkpoints(run):
+        verify(path)

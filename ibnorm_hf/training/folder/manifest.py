@@ -98,9 +98,19 @@ def newest_complete(run: Path, say: Any = print) -> tuple[Path, dict[str, Any]] 
     return None
 
 
-def keep_last(run: Path, count: int | None) -> None:
-    """Delete all but the newest ``count`` checkpoints that carry a manifest; None or 0 keeps all."""
-    if count:
-        complete = [path for _, path in checkpoints(run) if (path / MANIFEST).is_file()]
-        for path in complete[:-count]:
+def keep_last(run: Path, count: int | None, *, written: int | None = None, never: Path | None = None) -> None:
+    """Delete all but the last ``count`` checkpoints that carry a manifest; None or 0 keeps all.
+
+    Args:
+        written: step of the checkpoint just written, the last whatever its number: later steps, which a run that went
+            back to an earlier one left behind, go first.
+        never: a checkpoint that stays, that which the run was resumed from.
+    """
+    if not count:
+        return
+    sealed = [(step, path) for step, path in checkpoints(run) if (path / MANIFEST).is_file()]
+    if written is not None:
+        sealed.sort(key=lambda pair: (pair[0] <= written, pair[0]))
+    for step, path in sealed[:-count]:
+        if step != written and not (never is not None and never.exists() and path.samefile(never)):
             remove_folder(path)

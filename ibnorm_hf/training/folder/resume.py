@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,27 @@ def require_same_recipe(recipe: Recipe, checkpoint: Path, manifest: dict[str, An
         )
 
 
-def require_same_data(checkpoint: tuple[Path, dict[str, Any]], mine: dict[str, str]) -> None:
-    """The same recipe may name a corpus, images or a tokenizer that has changed since: other samples, in silence."""
-    theirs = checkpoint[1].get("fingerprints")
-    if theirs != mine:
-        parts = theirs if isinstance(theirs, dict) else {}
-        changed = [name for name in ("tokenizer", "source", *mine) if parts.get(name) != mine.get(name)]
-        what = {"source": "corpus", "blocks": "packed data"}.get(changed[0], changed[0]) if changed else "packed data"
+def require_same_data(
+    checkpoint: tuple[Path, dict[str, Any]] | None, marks: dict[str, str], mine: dict[str, str]
+) -> None:
+    """Refuse other samples than those of the main process (``marks``), or than those of the checkpoint.
+
+    The same recipe may name a corpus or a tokenizer that has changed since, or that differs from machine to machine.
+    """
+    if mine != marks:
         raise UserError(
-            f"checkpoint {checkpoint[0]} was trained with another {what} than the recipe names now; "
+            f"{socket.gethostname()} has another {_changed(marks, mine)} than the main process: bring the same data to "
+            "all machines, or clear its cache"
+        )
+    if checkpoint is not None and checkpoint[1].get("fingerprints") != mine:
+        theirs = checkpoint[1].get("fingerprints")
+        raise UserError(
+            f"checkpoint {checkpoint[0]} was trained with another {_changed(theirs, mine)} than the recipe names now; "
             "bring the old one back, or choose another output_dir"
         )
+
+
+def _changed(theirs: Any, mine: dict[str, str]) -> str:
+    parts = theirs if isinstance(theirs, dict) else {}
+    changed = [name for name in ("tokenizer", "source", *mine) if parts.get(name) != mine.get(name)]
+    return {"source": "corpus", "blocks": "packed data"}.get(changed[0], changed[0]) if changed else "packed data"

@@ -20,6 +20,7 @@ from ...common.errors import UserError
 from ...common.paths import sync_file
 from ...common.private_transformers import one_sequence_a_row
 from ..folder.manifest import SAVING, keep_last, publish, remove_folder, seal
+from ..folder.together import collect
 from ..model.trained_part import is_adapter, load_adapter
 from .anneal import AnnealLambda
 from .arrivals import Arrivals, Marked, MarkingCollator, read_rows
@@ -64,6 +65,7 @@ class PretrainTrainer(Trainer):
             self.model_accepts_loss_kwargs = False
         self.facts: dict[str, Any] = {}  # kept in every manifest
         self.anneal: AnnealLambda | None = None
+        self.resumed_from: Path | None = None
         self._scored: tuple[int, dict[str, Any]] | None = None
         self.guard = GradientGuard(self.order, args.grad_spike_factor)
         self.arrivals, self.clock = Arrivals(self.order), TrainingClock()
@@ -263,18 +265,21 @@ class PretrainTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             own = self._own_state()
+            collect(staging / name, "rng_state_*.pth")
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 (staging / name / OWN_STATE).write_text(json.dumps(own, allow_nan=False), encoding="utf-8")
                 sync_file(run / "metrics.jsonl")  # the log up to here must outlive a power cut, as the checkpoint does
                 seal(staging / name, {**self.facts, "step": self.state.global_step, "processes": self.args.world_size})
                 publish(staging / name, run / name)
-                keep_last(run, self.keep)
+                keep_last(run, self.keep, written=self.state.global_step, never=self.resumed_from)
         finally:
             self.args.output_dir = str(run)
             if self.args.should_save:
                 remove_folder(staging)  # on a full disk, half a checkpoint must not keep the room
         self.accelerator.wait_for_everyone()
+        if self.args.local_process_index == 0:
+            remove_folder(staging)  # of a machine with a disk of its own
 
     def _own_state(self) -> dict[str, Any]:
         """What Trainer forgets: losses since the last log (by process), and the usual size of a gradient."""
@@ -309,12 +314,13 @@ class PretrainTrainer(Trainer):
             self.arrivals.load({"marks": [], "units": step * self.order.batch * self.objective.count(row)[0]})
         self.guard.norms.extend(map(float, own["grad_norms"]))
 
-    def resume(self, checkpoint: Path) -> None:
-        """Train on from a verified checkpoint.
+    def resume(self, checkpoint: Path, *, kept: Path | None = None) -> None:
+        """Train on from a verified checkpoint; ``kept`` is where the main process has it, and keeps it.
 
         Raises:
             UserError: it cannot be loaded into this run, although its files are what its manifest says.
         """
+        self.resumed_from = kept or checkpoint
         with _loading(checkpoint):
             self._restore_own_state(checkpoint)
             TrainerState.load_from_json(os.fspath(checkpoint / "trainer_state.json"))

@@ -21,7 +21,7 @@ _FULL = {
 
 @contextmanager
 def told(*, folder: Path, space: str, memory: str) -> Iterator[None]:
-    """Turn a full disk or exhausted memory inside the block into a UserError with exit code 1.
+    """Turn a full disk, exhausted memory or a lost process inside the block into a UserError with exit code 1.
 
     Args:
         folder: where the block writes, named if the error itself names no file.
@@ -39,6 +39,13 @@ def told(*, folder: Path, space: str, memory: str) -> Iterator[None]:
             raise UserError(f"{reason}: {where} could not be written; {space}", exit_code=1) from error
         if out_of_memory(error):
             raise UserError(f"out of memory: {memory}", exit_code=1) from error
+        if peer_lost(error):
+            reason = " ".join(str(error).split())[-120:]
+            raise UserError(
+                f"another process of this run has ended ({reason}): its own output says why; checkpoints are unharmed, "
+                "and the same command goes on from the newest",
+                exit_code=1,
+            ) from error
         raise
 
 
@@ -62,3 +69,12 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     words = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
     return isinstance(error, (RuntimeError, OSError)) and any(word in str(error) for word in words)
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Whether ``error`` says that another process of the run is gone."""
+    if not torch.distributed.is_available() or not isinstance(error, RuntimeError | ConnectionError):
+        return False
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "NCCL error")
+    known = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+    return known and any(word in str(error) for word in words)

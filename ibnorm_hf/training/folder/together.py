@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,18 +97,16 @@ def _send(source: Path, manifest: dict[str, Any], target: Path | None) -> None:
     main = PartialState().is_main_process
     for name in [*manifest["files"], MANIFEST]:
         size = broadcast_object_list([(source / name).stat().st_size if main else None])[0]
-        handle = open(source / name, "rb") if main else None
-        out = None
-        if target is not None:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            out = open(target / name, "wb")
-        for start in range(0, max(1, size), _PIECE):
-            piece = broadcast_object_list([handle.read(min(_PIECE, size - start)) if handle else None])[0]
-            if out is not None:
-                out.write(piece)
-        for file in (handle, out):
-            if file is not None:
-                file.close()
+        with ExitStack() as files:
+            handle = files.enter_context(open(source / name, "rb")) if main else None
+            out = None
+            if target is not None:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                out = files.enter_context(open(target / name, "wb"))
+            for start in range(0, size, _PIECE):
+                piece = broadcast_object_list([handle.read(min(_PIECE, size - start)) if handle else None])[0]
+                if out is not None:
+                    out.write(piece)
 
 
 def forget(folder: Path) -> None:

@@ -117,6 +117,7 @@ def _train(recipe: Recipe) -> int:
 def _tell(recipe: Recipe, result: Result) -> None:
     """Print the outcome of a run, with its pictures."""
     from .analysis.loss_curve import plot_loss_curve
+    from .common.errors import printable
 
     if "perplexity" in result.validation:
         scores = result.validation
@@ -125,7 +126,7 @@ def _tell(recipe: Recipe, result: Result) -> None:
         print(f"validation loss {scores['loss']:.4f}  perplexity {perplexity}  bits per byte {bits:.3f}")
         if result.per_s:
             print(f"speed {result.per_s:,.0f} tokens/s")
-        print(f"sample: {' '.join(result.sample.split())}")
+        print(f"sample: {printable(result.sample)}")
     else:
         from .evaluation.robustness_chart import judge_classifier
 

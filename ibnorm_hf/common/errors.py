@@ -35,3 +35,8 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     """``; did you mean 'x'?`` for the nearest known name, or an empty string."""
     near = nearest(name, known)
     return f"; did you mean '{near}'?" if near else ""
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: white space as single spaces, and a mark for each character that could control it."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))

@@ -96,7 +96,7 @@ class DataArguments:
     corpus: str = field(
         default="embedded",
         metadata={
-            "help": "`embedded`, a local file or folder (txt, jsonl, parquet, also .gz and .xz), "
+            "help": "`embedded`, a local file or folder (txt, jsonl, json, parquet, csv, also .gz, .xz, .bz2, .zst), "
             "or the name of a data set on the Hub."
         },
     )

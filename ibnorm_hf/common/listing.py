@@ -30,8 +30,11 @@ def require_regular(path: Path, root: Path) -> Path:
     Raises:
         UserError: it is missing, a link, or lies elsewhere.
     """
-    if os.path.lexists(path) and path.resolve() != root.resolve() / os.path.relpath(path, root):
-        raise UserError(f"{path} is a link or lies behind one, and is not followed; put the file itself there")
+    place = root
+    for part in path.relative_to(root).parts:
+        place = place / part
+        if place.is_symlink():
+            raise UserError(f"{path} is a link or lies behind one, and is not followed; put the file itself there")
     if not path.is_file():
         raise UserError(f"{path} is missing or no file; check the path, or make it again")
     return path

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def base_of(adapter: Path) -> Path:
     name = adapter_config(adapter).get("base_model_name_or_path")
     if not name:
         raise UserError(f"{adapter / ADAPTER_CONFIG} names no base model (base_model_name_or_path); add it")
-    base = next((place for place in (Path(name), adapter / name) if place.is_dir()), None)
+    base = next((place for place in (Path(name), adapter / name) if os.path.isdir(place)), None)
     if base is None:
         if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
             raise UserError(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ def _base(model: Path, recipe: Mapping[str, Any]) -> str | None:
 def _local(base: str | None, model: Path) -> Path | None:
     """The folder of the base's model, where it is one of this machine."""
     for place in (Path(base), model / base) if base else ():
-        if place.is_dir() and (is_run(place) or is_model(place)) and place.resolve() != model.resolve():
+        if os.path.isdir(place) and (is_run(place) or is_model(place)) and place.resolve() != model.resolve():
             return model_folder(place)
     return None
 

@@ -176,6 +176,7 @@ def test_a_commit_that_was_cut_is_not_made_twice(hub, run, monkeypatch):
     with pytest.raises(UserError, match="broke off"):
         upload(hub, run)
     monkeypatch.undo()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert upload(hub, run).commit is None and len(hub.repos["me/one"].commits) == 2

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.paths import write_atomic
+from ..common.run import is_run
 from .bounds import LEAVES
 from .chart import draw
 from .report import STYLES
@@ -19,6 +21,8 @@ def leaderboard(
     places: Sequence[str], *, style: str = "table", partial: bool = False, chart: Path | None = None
 ) -> str:
     """Score results and return the text in the chosen style; remarks go to stderr.
+
+    The scores of each run folder are also written to its ``eval/leaderboard.json``, for its card.
 
     Args:
         places: one results file, run folder or folder of results files a model; differences are to the first.
@@ -42,6 +46,12 @@ def leaderboard(
         for remark in model.remarks:
             print(f"note: {remark}", file=sys.stderr)
     text = STYLES[style](scored)
+    for place, entry in zip(places, scored, strict=True):
+        if is_run(Path(place).expanduser()):
+            # The run's card reads it, and takes it for this run's only while the weights are these.
+            path = Path(place).expanduser() / "eval" / "leaderboard.json"
+            write_atomic(path, STYLES["json"]([entry]) + "\n")
+            print(f"scores {path}", file=sys.stderr)
     if chart is not None:
         draw(scored, chart)
         print(f"chart {chart}", file=sys.stderr)

@@ -142,6 +142,7 @@ def as_json(models: Sequence[Scored]) -> str:
     content = [
         {
             "model": model.name,
+            "model_sha256": model.model_sha256,
             "average": None if model.average is None else model.average.score,
             "average_stderr": None if model.average is None else model.average.score_stderr,
             "missing": list(model.missing),

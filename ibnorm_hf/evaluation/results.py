@@ -23,6 +23,7 @@ class ModelResults:
         name: for tables.
         leaves: raw rows by task name.
         hashes: digest of a task's questions and prompts, where the harness recorded it.
+        model_sha256: digest of the weights that all of it was measured with; None where results do not say or differ.
         remarks: settings that make the numbers unofficial (``--limit``, ``--gen_kwargs``).
     """
 
@@ -30,6 +31,7 @@ class ModelResults:
     leaves: dict[str, Measured] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     limit: Any = None
+    model_sha256: str | None = None
     remarks: list[str] = field(default_factory=list)
 
 
@@ -106,6 +108,9 @@ def _add(model: ModelResults, content: dict[str, Any], place: Path, lenient: boo
     found = [task for task in LEAVES if task in results]
     if not found and not lenient:
         raise UserError(f"{place} holds no task of the leaderboard; run `ibnorm-hf eval RUN --tasks leaderboard`")
+    weights = _weights(content)
+    if found:
+        model.model_sha256 = weights if not model.leaves or model.model_sha256 == weights else None
     for task in found:
         model.leaves[task] = _read_leaf(content, LEAVES[task], place)
         digest = _entry(content, "task_hashes", task)
@@ -120,6 +125,14 @@ def _add(model: ModelResults, content: dict[str, Any], place: Path, lenient: boo
         model.remarks.append(f"{place.name}: --limit {model.limit:g} asks a part of the questions only")
     if config.get("gen_kwargs"):
         model.remarks.append(f"{place.name}: gen_kwargs {config['gen_kwargs']} are not the leaderboard's")
+
+
+def _weights(content: dict[str, Any]) -> str | None:
+    """The digest of the evaluated model's files, as `ibnorm-hf eval` records it."""
+    settings = content.get("ibnorm")
+    for key in ("settings", "model_sha256"):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings if isinstance(settings, str) else None
 
 
 def _entry(content: dict[str, Any], key: str, task: str) -> Any:

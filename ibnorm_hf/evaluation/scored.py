@@ -29,6 +29,7 @@ class Scored:
     average: Measured | None
     missing: tuple[str, ...]
     remarks: tuple[str, ...]
+    model_sha256: str | None = None
 
     def rows(self) -> list[tuple[str, str, Measured]]:
         """(level, benchmark, row) of every number there is, subtasks before their benchmark, the average last."""
@@ -54,7 +55,7 @@ def score(model: ModelResults) -> Scored:
     means = [b.mean for b in benchmarks if b.mean is not None]
     average = combine("Average", means) if len(means) == len(BENCHMARKS) else None
     missing_all = tuple(name for b in benchmarks for name in b.missing)
-    return Scored(model.name, tuple(benchmarks), average, missing_all, tuple(model.remarks))
+    return Scored(model.name, tuple(benchmarks), average, missing_all, tuple(model.remarks), model.model_sha256)
 
 
 def differences(model: Scored, first: Scored) -> dict[str, Difference]:

@@ -24,6 +24,7 @@ from ..common.run import (
     model_folder,
     require_safetensors,
 )
+from .adapter import base_of
 from .licence import Terms, terms_of
 from .scrub import scrub
 
@@ -132,7 +133,7 @@ def _own_scores(content: dict[str, Any], path: Path, model: Path) -> dict[str, A
         return {}
     try:
         entries = [entry for entry in content["models"] if entry.get("model_sha256")]
-        mine = fingerprint([model]) if entries else ""
+        mine = fingerprint(_measured_places(model)) if entries else ""
         found = next((entry for entry in entries if entry["model_sha256"] == mine), None)
         if found is None:
             return {}
@@ -143,6 +144,14 @@ def _own_scores(content: dict[str, Any], path: Path, model: Path) -> dict[str, A
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is not what `ibnorm-hf leaderboard RUN` writes; make it again") from None
     return dict(found)
+
+
+def _measured_places(model: Path) -> list[Path]:
+    """What an evaluation of the model loads: an adapter's base, the adapter, and its tokenizer where it has one."""
+    if not is_adapter(model):
+        return [model]
+    own = any((model / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return [base_of(model), model, *([model] if own else [])]
 
 
 def _check_rows(content: dict[str, Any], path: Path) -> None:

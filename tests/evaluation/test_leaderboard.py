@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ibnorm_hf.evaluation.leaderboard import leaderboard
+
 from .conftest import make_results, write_results
 
 
@@ -160,11 +162,11 @@ MMLU = "leaderboard_mmlu_pro"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not readable as JSON"),
-        ("", "not readable as JSON"),
-        (b"\xff\xfe\x00", "not readable as JSON"),
-        ("[" * 100_000, "not readable as JSON"),
-        ("[1, 2]", "holds no JSON object"),
+        ("{", "is unreadable"),
+        ("", "is unreadable"),
+        (b"\xff\xfe\x00", "is unreadable"),
+        ("[" * 100_000, "is unreadable"),
+        ("[1, 2]", "a JSON object"),
         ({"loss": 3.2}, "is not a results file of the harness"),
         ({"results": {"arc_easy": {"acc,none": 0.5}}}, "holds no task of the leaderboard"),
         (_changed("versions", MMLU, 1.0), "is version 1.0, the leaderboard's is 0.1"),
@@ -190,3 +192,15 @@ def test_bad_results_get_one_line(refused: Callable, tmp_path: Path, content: An
 def test_missing_paths_get_one_line(refused: Callable, tmp_path: Path) -> None:
     assert "do not exist" in refused("leaderboard", tmp_path / "none.json")
     assert "holds no leaderboard results" in refused("leaderboard", tmp_path)
+
+
+def test_a_run_keeps_its_scores_with_the_weights_they_belong_to(tmp_path, capsys):
+    """What a card may show: its own file in the run, and the digest of the evaluated model's files in it."""
+    content = make_results()
+    content["ibnorm"] = {"settings": {"model_sha256": "ab" * 32}}
+    (tmp_path / "run" / "eval").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "run" / "eval" / "results_1.json").write_text(json.dumps(content))
+    leaderboard([str(tmp_path / "run")], partial=True)
+    kept = json.loads((tmp_path / "run" / "eval" / "leaderboard.json").read_text())
+    assert [model["model_sha256"] for model in kept["models"]] == ["ab" * 32] and kept["models"][0]["rows"]

@@ -64,6 +64,7 @@ def test_a_run_of_an_adapter_gives_the_number_of_the_merged_model(
     model = get_peft_model(base, LoraConfig(init_lora_weights=False, modules_to_save=norms))
     for run in ("adapter", "merged"):
         shutil.copytree(trained, tmp_path / run)
+        (tmp_path / run / "model" / "manifest.json").unlink()  # it is made another model
     for weights in (tmp_path / "adapter" / "model").glob("*.safetensors"):
         weights.unlink()
     (tmp_path / "adapter" / "model" / "config.json").unlink()
@@ -104,3 +105,15 @@ def test_a_model_without_a_run_gets_one_line(
     copy = shutil.copytree(trained, tmp_path / "copy")
     (copy / "data.json").write_text("{}")
     assert "does not describe validation blocks" in refused("eval", copy, "--tasks", "perplexity")
+
+
+def test_a_flipped_bit_in_the_weights_is_refused_and_not_measured(
+    refused: Callable, trained: Path, tmp_path: Path
+) -> None:
+    """It would load without a word, and print 8.60 for 5.35."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    weights = run / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 0x40  # of an exponent
+    weights.write_bytes(content)
+    assert "model.safetensors does not match its checksum" in refused("eval", run, "--tasks", "perplexity")

@@ -108,7 +108,7 @@ def test_a_model_without_a_run_gets_one_line(
 
 
 def test_a_flipped_bit_in_the_weights_is_refused_and_not_measured(
-    refused: Callable, trained: Path, tmp_path: Path
+    command: Callable, trained: Path, tmp_path: Path
 ) -> None:
     """It would load without a word, and print 8.60 for 5.35."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
@@ -116,4 +116,5 @@ def test_a_flipped_bit_in_the_weights_is_refused_and_not_measured(
     content = bytearray(weights.read_bytes())
     content[-2] ^= 0x40  # of an exponent
     weights.write_bytes(content)
-    assert "model.safetensors does not match its checksum" in refused("eval", run, "--tasks", "perplexity")
+    code, out, err = command("eval", run, "--tasks", "perplexity")
+    assert code == 1 and "model.safetensors does not match its checksum" in err and "perplexity" not in out

@@ -16,6 +16,7 @@ import ibnorm_hf
 
 from . import registration  # noqa: F401 (the console script does not register by itself)
 from .common.errors import UserError, one_line
+from .common.paths import digest, file_sha256
 from .common.run import require_safetensors, verify_model
 
 # Belong to the vanilla checkpoint, not to the architecture.
@@ -60,6 +61,10 @@ def load_pretrained(source: str) -> Pretrained:
     if missing := info["missing_keys"]:
         # They would be random numbers, and the model would be taken for a pretrained one.
         raise UserError(f"{source} lacks {len(missing)} weights of {cls.__name__}, first {min(missing)}")
+    for kind in ("unexpected_keys", "mismatched_keys"):
+        if info[kind]:  # as an export refuses them: what is not read would be lost without a word
+            odd = min(map(str, info[kind]))
+            raise UserError(f"{source}: weights and config.json disagree ({kind.replace('_', ' ')}: {odd})")
     if options:
         # GGUF weights come dequantized, in a model that transformers still takes for quantized: it could not be saved.
         plain = type(model)(config)
@@ -68,6 +73,19 @@ def load_pretrained(source: str) -> Pretrained:
         model = plain
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return Pretrained(model, load_tokenizer(source), stored)
+
+
+def base_sha256(source: str) -> str | None:
+    """Digest of what a local pretrained model computes: the content of its config and weights; None for one of the Hub.
+
+    That one is known by its commit.
+    """
+    path = Path(source)
+    if not path.exists():
+        return None
+    names = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.gguf")
+    files = [path] if path.is_file() else sorted(p for name in names for p in path.glob(name))
+    return digest([[file.name, file_sha256(file)] for file in files])
 
 
 def load_config(source: str) -> PreTrainedConfig:

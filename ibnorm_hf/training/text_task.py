@@ -14,6 +14,7 @@ from transformers import set_seed
 from ..common.errors import UserError
 from ..common.packed import COLUMN, unpack
 from ..common.paths import cache_root, write_atomic
+from ..pretrained import base_sha256
 from .folder.failures import told
 from .folder.together import agreed
 from .keys.recipe import Recipe
@@ -103,8 +104,7 @@ class TextTask:
             objective=TextObjective(),
             tokenizer=data.tokenizer,
         )
-        if commit := getattr(config, "_commit_hash", None):
-            trainer.facts["pretrained_commit"] = commit  # of a base on the Hub, which may move on
+        trainer.facts |= self._base(config, manifest)
         if is_adapter(model):
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 raise UserError(
@@ -115,6 +115,26 @@ class TextTask:
                 raise UserError(f"the weights of {recipe.model.pretrained} have changed since; bring the old ones back")
         trainer.anneal = self._annealing(config, trainer, manifest, say)
         return trainer
+
+    def _base(self, config: Any, manifest: dict[str, Any] | None) -> dict[str, str]:
+        """What the pretrained model is, beside its name: the digest of its config and weights, or its commit.
+
+        Raises:
+            UserError: the checkpoint was trained from another one of that name.
+        """
+        source = self.recipe.model.pretrained
+        if source is None:
+            return {}
+        found = {
+            "pretrained_sha256": agreed(lambda: base_sha256(source), main_only=True),
+            "pretrained_commit": getattr(config, "_commit_hash", None),
+        }
+        facts = {name: value for name, value in found.items() if value is not None}
+        for name, value in facts.items():
+            # Checkpoints of earlier versions do not say it.
+            if manifest is not None and manifest.get(name, value) != value:
+                raise UserError(f"the config or weights of {source} have changed since; bring the old ones back")
+        return facts
 
     def _annealing(
         self, config: Any, trainer: PretrainTrainer, manifest: dict[str, Any] | None, say: Any

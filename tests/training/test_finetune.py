@@ -266,6 +266,30 @@ def test_a_base_that_changed_is_refused(make, bases, tmp_path):
         path.write_bytes(content)
 
 
+@pytest.mark.parametrize("keys", [[], ["--adapter", "lora"]], ids=["whole", "lora"])
+def test_a_base_with_another_norm_is_refused(make, bases, tmp_path, keys):
+    """Its config decides what its weights compute."""
+    words = [*keys, "--output_dir", tmp_path / "run", "--save_steps", 12]
+    job.pretrain(make("ibnorm", *words))
+    path = bases["ibnorm"] / "config.json"
+    content = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(content) | {"norm_type": "ibnorm-s", "norm_lambda": 0.01}))
+        with pytest.raises(UserError, match=r"config or weights of .* have changed since"):
+            job.pretrain(make("ibnorm", *words))
+    finally:
+        path.write_text(content)
+    job.pretrain(make("ibnorm", *words))
+
+
+def test_a_base_with_weights_too_many_is_refused(make, bases, tmp_path):
+    folder = shutil.copytree(bases["ibnorm"], tmp_path / "odd")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "model.extra.weight": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weights and config.json disagree \(unexpected keys: model.extra.weight\)"):
+        load_pretrained(str(folder))
+
+
 @pytest.mark.parametrize(
     "keys, sentence",
     [

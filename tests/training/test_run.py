@@ -98,6 +98,7 @@ def test_the_run_folder_is_complete(finished: Path):
         "model/tokenizer.json",
         "checkpoint-6/manifest.json",
     }
+    assert len({(run / n).stat().st_mode & 0o777 for n in names if n.startswith(("model/", "checkpoint-6/"))}) == 1
     assert not any(name.endswith("training_args.bin") or name.startswith(".") for name in names)
     lines = metrics(run)
     assert [line["step"] for line in lines if "loss" in line] == [3, 6]

@@ -27,7 +27,16 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     Args:
         facts: plain values to keep beside the list, e.g. the step and the run's identity.
     """
+    rights = 0o666 & ~_umask()
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(rights)  # the library writes 0600 beside files that everybody of the group may read
     write_listing(folder, MANIFEST, facts)
+
+
+def _umask() -> int:
+    before = os.umask(0o077)
+    os.umask(before)
+    return before
 
 
 def verify(folder: Path) -> dict[str, Any]:

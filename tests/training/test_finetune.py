@@ -404,6 +404,7 @@ def test_a_run_from_before_some_key_existed_goes_on(make, tmp_path):
 def test_a_base_that_is_not_whole_is_refused(bases, tmp_path):
     weights = load_file(bases["llama"] / "model.safetensors")
     shutil.copytree(bases["llama"], tmp_path / "half")
+    (tmp_path / "half" / "manifest.json").unlink()  # it would tell at once
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"half lacks 1 weights of LlamaForCausalLM, first model\.layers\.1"):

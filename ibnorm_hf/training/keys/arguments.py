@@ -164,7 +164,7 @@ class RunArguments(TrainingArguments):
     grad_spike_factor: float | None = field(
         default=1000.0,
         metadata={
-            "help": "Stop, before a checkpoint holds it, at a gradient this many times the median of the last 64 steps; "
+            "help": "Stop, before it is saved, at a gradient this many times the median of the last 64 steps; "
             "null never does."
         },
     )

@@ -201,6 +201,8 @@ def test_logs_that_were_damaged(tmp_path: Path, content: bytes):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
     trim_log(path, 3)
+    for text in path.read_text(encoding="utf-8").splitlines():
+        assert json.loads(text)["step"] <= 3
 
 
 @pytest.fixture(scope="module")

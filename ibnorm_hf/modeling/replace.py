@@ -83,7 +83,7 @@ def replace_norms(
 
 
 def restore_norms(model: nn.Module, report: ReplacementReport) -> None:
-    """Undo ``replace_norms``: the original modules return, with whatever values the carried parameters have by now.
+    """Undo ``replace_norms``: the original modules return, with the values that stand in their place by now.
 
     A copy that a PEFT adapter made after the swap gets a copy of the original module, with its own parameters.
 
@@ -99,16 +99,12 @@ def restore_norms(model: nn.Module, report: ReplacementReport) -> None:
         if modules is None:
             raise ValueError(f"'{r.path}' no longer holds the {r.new_class} of this report; nothing was restored.")
         for module in modules:
-            old_of[id(module)] = old = olds.get(id(module)) or _copy_with_parameters(r, module)
-            _move_tensors(old, like=next(module.parameters(), None))
-            old.train(module.training)
-            if "weight" in r.carried and _offset(old) != _offset(module):
-                old.weight = _converted(module, old, "weight")
+            old_of[id(module)] = old = olds.get(id(module)) or copy.deepcopy(r.old)
+            _give_back(r, module, old)
     _put_in_place(model, old_of)
 
 
 def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, list[nn.Module], str]]:
-    kinds: dict[Any, str | None] = {}
     sites = []
     base = unwrapped(model)
     paths = [plain_path(base, path) for path, _ in base.named_modules() if path]
@@ -121,10 +117,7 @@ def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, lis
             continue
         if not path:
             raise ValueError(f"{type(module).__name__} is itself a norm; use create_norm, or name the model around it.")
-        kind = (type(module), width_of(module), tuple(name for name, _ in module.named_parameters()))
-        if kind not in kinds:
-            kinds[kind] = family_of(module)
-        family = kinds[kind]
+        family = family_of(module)
         if family is None:
             raise ValueError(
                 f"'{path}' ({type(module).__name__}) looks like a norm but is neither LayerNorm nor RMSNorm over the "
@@ -260,20 +253,19 @@ def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
         add_hook_to_module(new, old._hf_hook)
 
 
-def _move_tensors(module: nn.Module, like: torch.Tensor | None) -> None:
+def _give_back(r: NormReplacement, new: nn.Module, old: nn.Module) -> None:
+    """Make ``old`` ready to stand again where ``new`` does, with the values, device, dtype and mode of today."""
+    buffers = dict(new.named_buffers())
+    for name in r.carried:
+        setattr(old, name, buffers[name].clone() if name in buffers else _converted(new, old, name))
+    like = next(new.parameters(), None)
     if like is not None:
-        module.to(device=like.device, dtype=like.dtype)
+        old.to(device=like.device, dtype=like.dtype)
+    old.train(new.training)
 
 
 def _pairs(r: NormReplacement) -> list[tuple[nn.Module, nn.Module]]:
     return [(r.old, r.new), *r.copies]
-
-
-def _copy_with_parameters(r: NormReplacement, module: nn.Module) -> nn.Module:
-    old = copy.deepcopy(r.old)
-    for name in r.carried:
-        setattr(old, name, getattr(module, name))
-    return old
 
 
 def _put_in_place(model: nn.Module, new_of: dict[int, nn.Module]) -> None:

@@ -7,7 +7,16 @@ from types import MethodType
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GemmaConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    GemmaConfig,
+    LlamaConfig,
+    Mamba2Config,
+    MptConfig,
+    Qwen3Config,
+)
 
 from ibnorm_hf import IBNorm, assert_norms, replace_norms, restore_norms
 from ibnorm_hf.modeling.recognize import norm_name
@@ -162,3 +171,123 @@ def test_a_root_norm_and_a_misspelt_exclude_are_refused(llama):
         replace_norms(llama, "ibnorm-l", exclude=["q_nrom"])
     with pytest.raises(ValueError, match="'1' \\(LayerNorm\\) looks like a norm"):
         replace_norms(nn.Sequential(nn.LayerNorm(8), nn.LayerNorm((4, 8))), "ibnorm-l")
+
+
+class ChannelsFirstNorm(nn.LayerNorm):
+    """As ConvNext's: one class, one width, and a flag that decides the dimension."""
+
+    def __init__(self, width, channels_first):
+        super().__init__(width)
+        self.channels_first = channels_first
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1) if self.channels_first else super().forward(x)
+
+
+class RMSNormWithBuffer(nn.RMSNorm):
+    """As FalconMamba's: whoever replaces it loses a buffer that the model around it reads."""
+
+    def __init__(self, width):
+        super().__init__(width, eps=1e-6)
+        self.register_buffer("scale", torch.ones(width))
+
+
+class LargerEpsNorm(nn.RMSNorm):
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.GroupNorm(1, 8),
+        nn.GroupNorm(1, 3),
+        nn.GroupNorm(2, 8),
+        nn.BatchNorm1d(8),
+        nn.BatchNorm1d(3),
+        nn.BatchNorm3d(8),
+        nn.SyncBatchNorm(8),
+        nn.InstanceNorm1d(8, affine=True),
+        nn.InstanceNorm1d(3, affine=True),
+        nn.LocalResponseNorm(2),
+        nn.LayerNorm((4, 8)),
+        ChannelsFirstNorm(8, True),
+        ChannelsFirstNorm(3, True),
+        RMSNormWithBuffer(8),
+        LargerEpsNorm(8, eps=1e-6),
+    ],
+    ids=lambda norm: f"{type(norm).__name__}",
+)
+def test_refuses_every_other_norm_and_writes_to_nothing(norm):
+    model = nn.Sequential(nn.LayerNorm(8), norm)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"'1' \({type(norm).__name__}\) looks like a norm"):
+        replace_norms(model, "ibnorm-l")
+    assert model[1] is norm and type(model[0]) is nn.LayerNorm and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_one_class_of_two_functions_is_tried_at_every_place():
+    model = nn.Sequential(ChannelsFirstNorm(8, True), ChannelsFirstNorm(8, False))
+    with pytest.raises(ValueError, match="'0' "):
+        replace_norms(model, "layernorm")
+    report = replace_norms(model, "layernorm", exclude=["0"])
+    assert [r.path for r in report.replacements] == ["1"] and type(model[0]) is ChannelsFirstNorm
+
+
+@pytest.mark.parametrize("change", ["assign", "convert", "to_empty"])
+def test_restore_carries_what_stands_there(change):
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    if change == "to_empty":
+        model.to("meta")
+    report = replace_norms(model, "ibnorm-l")
+    if change == "assign":
+        model.load_state_dict({k: torch.full_like(v, 7.0) for k, v in model.state_dict().items()}, assign=True)
+    elif change == "to_empty":
+        model.to_empty(device="cpu")
+    else:
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            model.double()
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(False)
+    with torch.no_grad():
+        model[1].weight.fill_(7)
+    stands = model[1].weight
+    restore_norms(model, report)
+    assert type(model[1]) is nn.LayerNorm and model[1].weight is stands and model[1].weight[0] == 7
+    assert {p.dtype for p in model.parameters()} == {torch.float64 if change == "convert" else torch.float32}
+
+
+def test_a_norm_that_takes_a_gate_is_refused():
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 8, "num_heads": 8}
+    mamba = AutoModel.from_config(Mamba2Config(**sizes, head_dim=8, n_groups=1, chunk_size=8))
+    with pytest.raises(ValueError, match=r"'layers.0.mixer.norm' \(MambaRMSNormGated\) .* exclude="):
+        replace_norms(mamba, "rmsnorm")
+    before = mamba(torch.arange(8)[None])[0]
+    assert len(replace_norms(mamba, "rmsnorm", exclude=["mixer.norm"])) == 2
+    assert torch.equal(mamba(torch.arange(8)[None])[0], before)
+
+
+def test_assert_norms_sees_a_patch_over_and_under_a_hook():
+    hooks = pytest.importorskip("accelerate.hooks")
+    for where in ("forward", "_old_forward"):
+        model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+        replace_norms(model, "ibnorm-l")
+        hooks.add_hook_to_module(model[1], hooks.ModelHook())
+        assert_norms(model, "ibnorm-l")
+        setattr(model[1], where, MethodType(lambda self, x: x, model[1]))
+        with pytest.raises(RuntimeError, match="was replaced by other code"):
+            assert_norms(model, "ibnorm-l")
+
+
+def test_assert_norms_raises_no_false_alarm():
+    model = nn.Sequential(ChannelsFirstNorm(8, True), nn.LayerNorm(8))
+    assert_norms(model)
+    replace_norms(model, "ibnorm-l", exclude=["0"])
+    assert_norms(model, "ibnorm-l", exclude=["0"])
+    with pytest.raises(RuntimeError, match="'0' is layernorm, expected ibnorm-l"):
+        assert_norms(model, "ibnorm-l")
+    model.config = MptConfig(norm_type="low_precision_layernorm")
+    assert_norms(model)

@@ -26,7 +26,6 @@ from ibnorm_hf.training.loop.callbacks import trim_log
 from ibnorm_hf.training.loop.sharded import load_full_model
 from ibnorm_hf.training.loop.trainer import _loading
 from ibnorm_hf.training.plan import make_plan
-from ibnorm_hf.training.text import packing
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.sources.registry import open_source
 from tests.training.conftest import TINY
@@ -221,7 +220,7 @@ def test_descriptions_of_prepared_text(prepared, data):
     whole = json.dumps(prepared.description)
     path.write_text(json.dumps(data.draw(altered(prepared.description))))
     try:
-        refused_in_a_sentence(lambda: packing._load(prepared.folder, prepared.tokenizer, True))
+        refused_in_a_sentence(lambda: preparing._load(prepared.folder, prepared.tokenizer, True))
     finally:
         path.write_text(whole)
 

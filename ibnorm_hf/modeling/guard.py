@@ -22,7 +22,7 @@ def assert_norms(model: nn.Module, norm_type: str | None = None, *, exclude: Seq
     Raises:
         RuntimeError: a patched forward, a norm of another type, or no norm at all.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if norm_type is None and hasattr(config, "norm_order"):  # MPT has a norm_type of its own
         norm_type = config.norm_type
     expected = None if norm_type is None else check_norm_type(norm_type, "batch")
@@ -50,7 +50,7 @@ def _runs_its_own(module: nn.Module) -> bool:
         forward = vars(module).get("_old_forward")
     if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
         return False
-    home = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
+    home: Any = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
     if home in _OUR_FORWARD:
         return home.forward is _OUR_FORWARD[home]
     return (home.forward.__module__, home.forward.__qualname__) == (home.__module__, f"{home.__qualname__}.forward")

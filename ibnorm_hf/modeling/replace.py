@@ -254,10 +254,14 @@ def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
 
 
 def _give_back(r: NormReplacement, new: nn.Module, old: nn.Module) -> None:
-    """Make ``old`` ready to stand again where ``new`` does, with the values, device, dtype and mode of today."""
-    buffers = dict(new.named_buffers())
+    """Make ``old`` ready to stand again where ``new`` does, with the parameters, device, dtype and mode of today.
+
+    Its running statistics stay its own: those that cannot return would not fit to those that could.
+    """
+    parameters = dict(new.named_parameters())
     for name in r.carried:
-        setattr(old, name, buffers[name].clone() if name in buffers else _converted(new, old, name))
+        if name in parameters:
+            setattr(old, name, _converted(new, old, name))
     like = next(new.parameters(), None)
     if like is not None:
         old.to(device=like.device, dtype=like.dtype)

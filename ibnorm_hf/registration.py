@@ -19,6 +19,7 @@ from .modeling import modeling_ibnorm_gpt2 as gpt2
 from .modeling import modeling_ibnorm_llama as llama
 from .modeling import modeling_ibnorm_resnet as resnet
 from .modeling import modeling_ibnorm_vit as vit
+from .modeling.stock_decay import share_decay_list
 
 _MODELS: dict[Any, dict[Any, type]] = {
     configs.IBNormLlamaConfig: {
@@ -50,3 +51,5 @@ for _config, _classes in _MODELS.items():
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     for _auto, _model in _classes.items():
         _auto.register(_config, _model, exist_ok=True)
+
+share_decay_list()

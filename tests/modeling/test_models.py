@@ -323,3 +323,16 @@ def test_pipeline():
     generate = pipeline("text-generation", model=make_model("llama"), tokenizer=fast, device="cpu")
     out = generate("w5 w6", max_new_tokens=3, do_sample=False, return_full_text=False)
     assert isinstance(out[0]["generated_text"], str)
+
+
+@pytest.mark.parametrize("name", ["layernorm", "ibnorm-l", "rmsnorm"])
+def test_a_stock_trainer_decays_the_same_parameters_whatever_the_norm(name, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    vanilla = AutoModelForCausalLM.from_config(GPT2Config(**SMALL["gpt2"]))
+    decayed = [
+        Trainer(model=model, args=arguments).get_decay_parameter_names(model)
+        for model in (vanilla, make_model("gpt2", norm_type=name))
+    ]
+    assert decayed[0] == decayed[1] and decayed[0] and not any("ln_" in n for n in decayed[0])

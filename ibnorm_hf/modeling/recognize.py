@@ -52,6 +52,9 @@ def family_of(module: nn.Module) -> str | None:
     width, eps = width_of(module), eps_of(module)
     if width is None or eps is None or {n for n, _ in module.named_parameters()} - {"weight", "bias"}:
         return None
+    if type(module).__module__.startswith("liger_kernel.") and not getattr(module, "offset", 0):
+        # Its kernels need a GPU, so a trial says nothing; it puts these classes into transformers' own modules.
+        return {"LigerRMSNorm": "rmsnorm", "LigerLayerNorm": "layernorm"}.get(type(module).__name__)
     if any(True for _ in module.buffers()) or not _takes_one_tensor(module):
         return None  # a buffer would be lost, and may be read by the model around the norm
     return _try(module, width, eps)

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from ibnorm_hf import IBNorm, assert_norms, replace_norms, restore_norms
+from ibnorm_hf import IBNorm, IBNormLlamaConfig, IBNormLlamaForCausalLM, assert_norms, replace_norms, restore_norms
 from ibnorm_hf.modeling.recognize import norm_name
 
 SMALL = {
@@ -291,3 +291,20 @@ def test_assert_norms_raises_no_false_alarm():
         assert_norms(model, "ibnorm-l")
     model.config = MptConfig(norm_type="low_precision_layernorm")
     assert_norms(model)
+
+
+def test_ours_are_built_after_liger_has_put_its_classes_into_llama(monkeypatch):
+    class LigerRMSNorm(nn.Module):
+        __module__ = "liger_kernel.transformers.rms_norm"
+
+        def __init__(self, hidden_size, eps=1e-6):
+            super().__init__()
+            self.weight, self.variance_epsilon, self.offset = nn.Parameter(torch.ones(hidden_size)), eps, 0.0
+
+        def forward(self, hidden_states):
+            raise RuntimeError("0 active drivers")
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaRMSNorm", LigerRMSNorm)
+    model = IBNormLlamaForCausalLM(IBNormLlamaConfig(**SMALL))
+    assert sum(isinstance(m, IBNorm) for m in model.modules()) == 5
+    assert_norms(model, "ibnorm-l")

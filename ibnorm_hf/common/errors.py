@@ -20,6 +20,13 @@ class UserError(ValueError):
         self.exit_code = exit_code
 
 
+class Diverged(UserError):
+    """A run whose loss or gradient is no longer a number, or left all bounds: the outcome of what was asked."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=1)
+
+
 def one_line(error: object, limit: int = 300) -> str:
     """The text of an error or value on one line of at most ``limit`` characters, without control bytes."""
     text = " ".join(str(error).split())[:limit]

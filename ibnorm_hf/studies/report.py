@@ -18,18 +18,7 @@ from ..common.paths import write_atomic
 from .page import page
 from .pictures import Picture, draw_all
 from .rows import Row
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What the values are: ``name`` and unit of the metric, and the factor that turns a value into it.
-
-    Values are losses, smaller being better; accuracy is kept as its negative and shown with the factor -1.
-    """
-
-    name: str = "loss"
-    unit: str = "nats"
-    factor: float = 1.0
+from .units import UNITS, Unit
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,7 @@ class Study:
     title: str
     judged: dict[str, Any]
     rows: list[Row]
-    unit: Unit = Unit()
+    unit: Unit = UNITS["loss"]
     about: list[str] = field(default_factory=list)
     citations: dict[str, str] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
@@ -99,10 +88,13 @@ def _run(row: Row) -> dict[str, Any]:
     }
 
 
-def sections(study: Study, pictures: list[Picture]) -> list[tuple[str, list[str], list[dict[str, Any]], list[Picture]]]:
-    """The report's parts in order: (heading, sentences, table, pictures). Both renderings are made of these."""
+Section = tuple[str, list[str], list[dict[str, Any]], list[Picture]]  # heading, sentences, table, pictures
+
+
+def sections(study: Study, pictures: list[Picture]) -> list[Section]:
+    """The report's parts in order. Both renderings are made of these."""
     judged = study.judged
-    parts = [("Verdict", _summary(study), [], [])]
+    parts: list[Section] = [("Verdict", _summary(study), [], [])]
     for budget in reversed(judged["budgets"]):
         parts.append((f"Budget {budget}x", _budget_text(study, budget), _table(study, budget), []))
     for name, lines in study.tables.items():

@@ -12,7 +12,9 @@ from .rows import Row
 from .statistics import LEVEL, Comparison, compare, pooled_error, undecided
 
 
-def judge_rows(rows: list[Row], baseline: str, margin: float, *, tuned: bool = True) -> dict[str, Any]:
+def judge_rows(
+    rows: list[Row], baseline: str, margin: float, *, tuned: bool = True, refused: list[str] | None = None
+) -> dict[str, Any]:
     """Everything that a report says, as plain values.
 
     Args:
@@ -20,6 +22,7 @@ def judge_rows(rows: list[Row], baseline: str, margin: float, *, tuned: bool = T
         baseline: the arm that the others are held against.
         margin: differences below this, in the unit of the values, count as none.
         tuned: False for a declared ablation at one rate.
+        refused: further sentences against a ranking, found elsewhere.
 
     Returns:
         ``baseline``, ``margin``, ``level``, ``arms`` (at the largest budget; see ``_arm``), ``budgets`` (the same by
@@ -33,7 +36,7 @@ def judge_rows(rows: list[Row], baseline: str, margin: float, *, tuned: bool = T
         raise ValueError(f"the baseline {baseline} is not among the arms: {', '.join(arms)}")
     if not (math.isfinite(margin) and margin > 0):
         raise ValueError(f"the margin must be a number above 0, not {margin}")
-    refused = unfairness(rows, baseline, tuned=tuned)
+    refused = list(dict.fromkeys([*(refused or []), *unfairness(rows, baseline, tuned=tuned)]))
     budgets = {
         budget: _at_budget(rows, budget, baseline, margin, ranked=not refused)
         for budget in sorted({row.budget for row in rows if row.phase == "claim"})

@@ -77,8 +77,8 @@ def test_an_unfair_study_is_refused_in_a_sentence_and_nothing_is_ranked(rule):
 def test_each_rule_is_broken_alone():
     for rule, (break_it, sentence) in UNFAIR.items():
         others = [reason for reason in unfairness(break_it(fair()), "base") if sentence not in reason]
-        # Without tuning, and with a grid that lacks a point, more than one rule speaks.
-        assert not others or rule in ("no tuning", "grid", "trials"), (rule, others)
+        # Without tuning, with a grid that lacks a point, or with another best rate more than one rule speaks.
+        assert not others or rule in ("no tuning", "grid", "trials", "edge"), (rule, others)
 
 
 def test_parameters_of_unknown_norms_may_differ_by_a_hundredth():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from ...common.errors import UserError
+from ...common.errors import Diverged
 from ...common.paths import write_atomic
 from ...modeling.batch_norms import IBBatchNorm2d
 from ...modeling.norms import IBNorm
@@ -217,11 +217,10 @@ class GradientGuard:
         if self.factor is not None and len(self.norms) >= self.least:
             usual = statistics.median(self.norms)
             if norm > self.factor * usual > 0:
-                raise UserError(
+                raise Diverged(
                     f"the gradient spiked at step {step} ({_blocks(self.order, step)}): its norm {norm:.3g} is more "
                     f"than grad_spike_factor = {self.factor:g} times the usual {usual:.3g}; earlier checkpoints are "
                     "good: look at those blocks, lower learning_rate, or go on with a higher grad_spike_factor",
-                    exit_code=1,
                 )
         self.norms.append(norm)
 
@@ -231,19 +230,17 @@ def _blocks(order: Any, step: int) -> str:
     return f"blocks {', '.join(map(str, ids[:16]))}{', ...' if len(ids) > 16 else ''}"
 
 
-def diverged(what: str, step: int, order: Any) -> UserError:
+def diverged(what: str, step: int, order: Any) -> Diverged:
     """The error of a run whose loss or gradient is no longer a number."""
-    return UserError(
+    return Diverged(
         f"the {what} became nan or infinite at step {step} ({_blocks(order, step)}); earlier checkpoints are good: "
         "lower learning_rate, or lengthen warmup_steps, and start again",
-        exit_code=1,
     )
 
 
-def diverged_validation(loss: float, step: int) -> UserError:
+def diverged_validation(loss: float, step: int) -> Diverged:
     """The error of a run whose validation is no longer a number."""
-    return UserError(
+    return Diverged(
         f"the validation loss after step {step} is {loss}, no number: the weights have diverged; earlier checkpoints "
         "are good: lower learning_rate, or lengthen warmup_steps, and start again",
-        exit_code=1,
     )

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ibnorm-hf compare STUDY.yaml`: noise floor, tuning, claim, report. Each run is made once, whoever asks for it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import UserError
+from ..common.paths import digest, write_json
+from ..common.run import Run as RunFolder
+from . import plan as planning
+from .audit import Audit, audit, differs_from_vanilla, unfair
+from .definition import Definition, read_definition
+from .effects import add_effects
+from .executors import Executor
+from .fairness import chosen_rates
+from .plan import Run
+from .report import Study, write_report
+from .rows import Row
+from .runs import Job, code_sha256, measured, run_key, state
+from .statistics import half_width, seeds_for
+from .verdict import judge_rows
+
+Say = Callable[[str], None]
+
+
+class Comparison:
+    """A study at work in a folder: ``runs/`` holds a folder a run, ``report/`` the report.
+
+    Nothing about progress is stored beside the runs themselves, so the same command goes on after any kill.
+    """
+
+    def __init__(self, study: Definition, folder: Path, executor: Executor, say: Say = print) -> None:
+        self.study, self.folder, self.executor, self.say = study, folder, executor, say
+        self.code = code_sha256()
+        self._recipes: dict[Run, tuple[Any, Any]] = {}
+        self._data: dict[str, Any] = {}
+        self.audits: list[Audit] = []
+
+    def run(self) -> dict[str, Any]:
+        """Make every run that is missing, phase by phase, and write the report; returns what report.json holds.
+
+        Raises:
+            UserError: a run failed for a reason of its own, twice; the sentence names its log.
+        """
+        refused = self.check()
+        self.noise_floor()
+        rates = self.tune()
+        chosen = chosen_rates(self.rows(planning.tuning(self.study, rates)))
+        claims = planning.claims(self.study, self.on_all_budgets(chosen))
+        self.make("claim", claims)
+        runs = [*planning.noise_floor(self.study), *planning.tuning(self.study, rates), *claims]
+        return self.report(runs, refused)
+
+    def plan(self) -> list[str]:
+        """What the study will run, as lines: runs, samples, hours from the runs that are done, disk."""
+        study = self.study
+        runs = {*planning.noise_floor(study), *planning.tuning(study, study.learning_rates)}
+        runs |= set(planning.claims(study, {}))
+        steps = sum(self.steps()[run.budget] for run in runs)
+        lines = [
+            f"study {study.name}: {len(study.arms)} arms against {study.baseline}, margin {study.margin:g} "
+            f"{study.unit.unit}, {'tuned on one grid' if study.tuned else 'an ablation at one rate'}",
+            *(f"  budget {budget:g}x: {count:,} steps" for budget, count in sorted(self.steps().items())),
+            f"runs: at most {len(runs)}, {steps:,} steps in all",
+        ]
+        made = [run for run in planning.noise_floor(study) if state(self.folder_of(run)) == "done"]
+        times = [(row.seconds or 0.0) / self.steps()[row.budget] for row in self.rows(made)]
+        if not made:
+            return [*lines, "time and disk: not measured; the noise floor, which runs first, measures both"]
+        step = statistics.median(times)
+        sizes = [sum(p.stat().st_size for p in self.folder_of(run).rglob("*") if p.is_file()) for run in made]
+        return [
+            *lines,
+            f"time: {steps * step / 3600:.2f} hours of one process, at {step:.3f} s a measured step",
+            f"disk: {statistics.fmean(sizes) * len(runs) / 1e6:,.0f} MB",
+        ]
+
+    def check(self) -> list[str]:
+        """The audit at step 0; returns the sentences against a ranking."""
+        study, found = self.study, []
+        for arm in study.arms:
+            _, task = self.recipe(self.probe(arm))
+            trainer = task.trainer(None, lambda text: None)
+            inputs = self._inputs(task, trainer)
+            if arm == study.baseline and (why := differs_from_vanilla(trainer.model, inputs)):
+                found.append(why)
+            self.audits.append(audit(arm, trainer.model, inputs))
+        return [*found, *unfair(self.audits)]
+
+    def probe(self, arm: str) -> Run:
+        """The run whose model stands for an arm at step 0."""
+        return Run(arm, min(self.study.budgets), (None, None), self.study.claim_seeds[0], "claim")
+
+    @staticmethod
+    def _inputs(task: Any, trainer: Any) -> dict[str, Any]:
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(min(4, len(trainer.train_dataset)))])
+        names = ("input_ids", "labels", "pixel_values")
+        batch = {name: value for name, value in batch.items() if name in names}
+        if "pixel_values" in batch:
+            batch["pixel_values"] = trainer.objective.views.evaluate(batch["pixel_values"])
+        return batch
+
+    def noise_floor(self) -> float | None:
+        """The spread of the baseline over seeds, before anything else runs; says what this study can detect."""
+        study = self.study
+        runs = planning.noise_floor(study)
+        self.make("noise floor", runs)
+        values = [row.value * 1.0 for row in self.rows(runs) if math.isfinite(row.value)]
+        if len(values) < 2:
+            self.say("noise floor: the baseline diverged; lower the base's learning rate")
+            return None
+        sigma, seeds, arms = statistics.stdev(values), len(study.claim_seeds), len(study.arms)
+        unit = study.unit.unit
+        needed = seeds_for(study.margin, sigma, arms)
+        self.say(f"noise floor: sigma {sigma:.4g} {unit} over {len(values)} seeds of {study.baseline}")
+        self.say(
+            f"noise floor: {seeds} claim seeds of {arms} arms detect {half_width(sigma, arms, seeds):.4g} {unit}, if "
+            f"arms share nothing of it; the margin of {study.margin:g} needs {needed or 'more than 10,000'} seeds"
+        )
+        return sigma
+
+    def tune(self) -> tuple[float, ...]:
+        """Make the tuning runs; returns the learning rates of the grid, widened where the study asks for it."""
+        rates = self.study.learning_rates
+        while rates:
+            runs = planning.tuning(self.study, rates)
+            self.make("tuning", runs)
+            wider = planning.extended(self.study, self.rows(runs))
+            if wider == rates:
+                break
+            self.say(f"tuning: a best rate is an edge; the grid is now {', '.join(f'{rate:g}' for rate in wider)}")
+            rates = wider
+        return rates
+
+    def on_all_budgets(self, chosen: dict[tuple[str, float], Any]) -> dict[tuple[str, float], Any]:
+        """The chosen points, a budget without tuning taking that of the next smaller one."""
+        out = dict(chosen)
+        for arm in self.study.arms:
+            for budget in self.study.budgets:
+                near = [b for a, b in chosen if a == arm and b <= budget]
+                if near:
+                    out[arm, budget] = chosen[arm, max(near)]
+        return out
+
+    def recipe(self, run: Run) -> tuple[Any, Any]:
+        """The checked recipe of a run, and its task."""
+        from ..training.job import task_of
+        from ..training.keys.recipe import load_recipe
+
+        key = planning.without_phase(run)
+        if key not in self._recipes:
+            recipe = load_recipe(str(self.study.base), self.words(run))
+            self._recipes[key] = recipe, task_of(recipe)
+        return self._recipes[key]
+
+    def words(self, run: Run) -> list[str]:
+        """The command line that makes the base recipe this run."""
+        base = planning_base(self.study.base)
+        return planning.as_words(planning.overrides(self.study, run, base))
+
+    def folder_of(self, run: Run) -> Path:
+        """Where a run is, by what decides its result: recipe, data, code."""
+        from ..training.keys.recipe import resolved
+
+        recipe, task = self.recipe(run)
+        asked = {key: value for key, value in resolved(recipe).items() if key != "output_dir"}
+        data = digest({k: v for k, v in asked.items() if k in _DATA_KEYS})
+        if data not in self._data:
+            self._data[data] = task.description["fingerprints"]
+        return self.folder / "runs" / f"{run.label}-{run_key(asked, self._data[data], self.code)}"
+
+    def make(self, phase: str, runs: list[Run]) -> None:
+        """Make those of the runs that are neither done nor diverged; waits for those that others make."""
+        failed: dict[str, int] = {}
+        while True:
+            jobs = {}
+            for run in runs:
+                folder = self.folder_of(run)
+                if str(folder) not in jobs and state(folder) not in ("done", "diverged"):
+                    jobs[str(folder)] = Job(
+                        str(self.study.base), self.words(run), str(folder), keep_model=self.study.keep_models
+                    )
+            if not jobs:
+                return
+            if all(state(Path(folder)) == "running" for folder in jobs):
+                time.sleep(1)
+                continue
+            self._round(phase, list(jobs.values()), failed)
+
+    def _round(self, phase: str, jobs: list[Job], failed: dict[str, int]) -> None:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=len(jobs), desc=phase, disable=None)
+        for job, why in self.executor.run(jobs):
+            bar.update(1)
+            name = Path(job.folder).name
+            if why is None:
+                value = measured(Path(job.folder), self.study.unit.key)
+                if value is not None:
+                    told = "diverged" if math.isinf(value) else f"{self.study.unit.name} {value:.4f}"
+                    self.say(f"{phase}: {name}  {told}")
+                continue
+            failed[name] = failed.get(name, 0) + 1
+            self.say(f"{phase}: {name}  failed: {why}")
+            if failed[name] > 1:
+                raise UserError(f"run {name} failed twice: {why}; its log is {job.folder}.log.txt", exit_code=1)
+        bar.close()
+
+    def rows(self, runs: list[Run]) -> list[Row]:
+        """What has come out of runs that are finished."""
+        by_arm = {found.arm: found for found in self.audits}
+        rows = []
+        for run in runs:
+            folder = self.folder_of(run)
+            value = measured(folder, self.study.unit.key)
+            if value is None:
+                continue
+            recipe, _ = self.recipe(run)
+            done, found = RunFolder(folder), by_arm.get(run.arm)
+            scores: Any = done.validation
+            lines: list[Any] = list(done.metrics)
+            order = [line["samples_sha256"] for line in lines if "samples_sha256" in line]
+            finite = math.isfinite(value)
+            rows.append(
+                Row(
+                    arm=run.arm,
+                    budget=run.budget,
+                    learning_rate=recipe.run.learning_rate,
+                    weight_decay=recipe.run.weight_decay if self.study.weight_decays else None,
+                    seed=run.seed,
+                    value=self.study.unit.value(value) if finite else math.inf,
+                    phase=run.phase,
+                    tokens=scores.get("tokens_seen", scores.get("images_seen")) if finite else None,
+                    parameters=found.outside if found else None,
+                    whole=False,
+                    data_sha256=digest(order) if finite else None,
+                    evaluation_sha256=scores.get("sha256") if finite else None,
+                    decay_sha256=found.decay_sha256 if found else None,
+                    code_sha256=self.code,
+                    seconds=seconds(folder),
+                )
+            )
+        return rows
+
+    def report(self, runs: list[Run], refused: list[str]) -> dict[str, Any]:
+        """Judge what there is and write the report."""
+        study = self.study
+        rows = self.rows(runs)
+        judged = judge_rows(rows, study.baseline, study.margin, tuned=study.tuned, refused=refused)
+        judged["study"], judged["metric"], judged["unit"] = study.name, study.unit.name, study.unit.unit
+        judged["code_sha256"] = self.code
+        add_effects(judged, rows, self.steps(), self.bytes_per_token(runs))
+        content = Study(
+            title=f"{study.name}: {len(study.arms)} arms against {study.baseline}",
+            judged=judged,
+            rows=rows,
+            unit=study.unit,
+            about=self.about(),
+            citations={arm.name: arm.source for arm in study.arms.values() if arm.source},
+            runs=[self.line(run) for run in sorted(set(runs), key=lambda run: (run.label, run.phase))],
+            curves=self.curves(runs),
+            tables={"At step 0": [found.line() for found in self.audits]},
+            lambdas=self.lambdas(),
+        )
+        write_report(content, self.folder / "report")
+        write_json(self.folder / "report" / "timing.json", self.timing(rows))
+        return judged
+
+    def about(self) -> list[str]:
+        """What to know beside the verdict."""
+        study = self.study
+        lines = []
+        if not study.tuned:
+            lines.append(
+                "A declared ablation: all arms train at the base recipe's rate, so this is no ranking of tuned arms."
+            )
+        if study.tuned and set(study.tuning_budgets) != set(study.budgets):
+            at = ", ".join(f"{budget:g}x" for budget in study.tuning_budgets)
+            lines.append(f"Rates were chosen at budget {at}; the other budgets take the point of the next smaller one.")
+        return lines
+
+    def steps(self) -> dict[float, int]:
+        """Optimizer steps by budget."""
+        base = planning_base(self.study.base)
+        budgets = (*self.study.budgets, *self.study.curve_budgets)
+        return {budget: planning.scaled({**base, **self.study.keys}, budget)["max_steps"] for budget in budgets}
+
+    def bytes_per_token(self, runs: list[Run]) -> float | None:
+        """Of the validation text; None for images."""
+        for run in runs:
+            scores: Any = RunFolder(self.folder_of(run)).validation
+            if scores.get("bits_per_byte") and scores.get("loss"):
+                return float(scores["loss"]) / math.log(2) / float(scores["bits_per_byte"])
+        return None
+
+    def line(self, run: Run) -> dict[str, Any]:
+        """A line of runs.csv."""
+        folder = self.folder_of(run)
+        recipe, _ = self.recipe(run)
+        value = measured(folder, self.study.unit.key)
+        return {
+            "arm": run.arm,
+            "phase": run.phase,
+            "budget": f"{run.budget:g}",
+            "learning_rate": f"{recipe.run.learning_rate:g}",
+            "weight_decay": f"{recipe.run.weight_decay:g}",
+            "seed": run.seed,
+            "state": state(folder),
+            self.study.unit.key: "" if value is None or math.isinf(value) else repr(value),
+            "run": folder.name,
+        }
+
+    def curves(self, runs: list[Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+        """Training loss by step of the claim runs, by budget and arm."""
+        out: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        if self.study.unit.key != "loss":
+            return out
+        for run in runs:
+            if run.phase == "claim":
+                lines: list[Any] = list(RunFolder(self.folder_of(run)).metrics)
+                points = [(float(line["step"]), float(line["loss"])) for line in lines if line.get("loss") is not None]
+                out.setdefault(f"{run.budget:g}", {}).setdefault(run.arm, []).extend(points)
+        return out
+
+    def lambdas(self) -> dict[str, float]:
+        """Lambda of the arms that name one: an arm `NAME@VALUE` belongs to the curve NAME."""
+        values = {name: arm.keys.get("norm_lambda") for name, arm in self.study.arms.items() if "@" in name}
+        return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+    def timing(self, rows: list[Row]) -> dict[str, Any]:
+        """Seconds of training an arm and budget: medians with their range. It differs from machine to machine."""
+        groups: dict[str, dict[str, list[float]]] = {}
+        for row in rows:
+            if row.seconds:
+                groups.setdefault(f"{row.budget:g}", {}).setdefault(row.arm, []).append(row.seconds)
+        return {
+            budget: {
+                arm: {"median": statistics.median(s), "low": min(s), "high": max(s), "runs": len(s)}
+                for arm, s in sorted(arms.items())
+            }
+            for budget, arms in sorted(groups.items())
+        }
+
+
+# Keys that decide which samples there are; the rest of a recipe is not asked when they are looked up.
+_DATA_KEYS = frozenset(
+    [
+        *("corpus", "tokenizer", "tokenizer_vocab_size", "block_size", "text_column", "prompt_column"),
+        *("completion_column", "token_budget", "validation_fraction", "validation_tokens", "validation_split"),
+        *("dataset_config", "split", "images", "stored_size", "max_train_images", "max_validation_images"),
+        *("max_steps", "global_batch_size"),
+    ]
+)
+
+
+def planning_base(path: Path) -> dict[str, Any]:
+    """The base recipe's own values."""
+    from ..training.keys.reading import read_yaml
+
+    return read_yaml(path)
+
+
+def seconds(folder: Path) -> float | None:
+    """Seconds of training that a run's log adds up to; None where it does not say."""
+    total, last = 0.0, 0
+    lines: list[Any] = list(RunFolder(folder).metrics)
+    for line in lines:
+        speed, seen = line.get("tokens_per_s", line.get("images_per_s")), line.get("tokens", line.get("images"))
+        if speed and seen:
+            total, last = total + (seen - last) / speed, seen
+    return round(total, 3) if total else None
+
+
+def open_study(path: str | Path, out: str | Path | None, executor: Executor, say: Say = print) -> Comparison:
+    """A study ready to run. Its folder is ``runs/studies/NAME`` by default."""
+    study = read_definition(path)
+    return Comparison(study, Path(out) if out else Path("runs/studies") / study.name, executor, say)

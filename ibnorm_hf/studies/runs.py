@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a study on disk. Their state follows from their folders alone: no database, no lock that goes stale."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..common.errors import Diverged, UserError
+from ..common.paths import digest, write_json
+from ..common.run import Run
+
+State = Literal["planned", "running", "done", "diverged", "crashed"]
+DIVERGED = "diverged.json"
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a process needs to make a run: plain values."""
+
+    recipe: str
+    words: list[str]
+    folder: str
+    keep_model: bool = False
+    threads: int = 1
+
+
+def code_sha256() -> str:
+    """Digest of the source files that decide what a run computes."""
+    root = Path(__file__).resolve().parents[1]
+    checksum = hashlib.sha256()
+    for room in ("common", "modeling", "training"):
+        for path in sorted((root / room).rglob("*.py")):
+            checksum.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return checksum.hexdigest()
+
+
+def run_key(resolved: dict[str, Any], data: Any, code: str) -> str:
+    """The id of a run: a digest of its resolved recipe, its data and the code. The folder's place does not count."""
+    recipe = {key: value for key, value in resolved.items() if key not in ("output_dir", "run_name", "logging_dir")}
+    return digest({"recipe": recipe, "data": data, "code": code})[:12]
+
+
+def state(folder: Path) -> State:
+    """Planned (no folder), running (a process holds the folder), done, diverged, or crashed (anything else)."""
+    from ..training.folder.lock import FolderLock
+
+    if not folder.is_dir():
+        return "planned"
+    lock = FolderLock(folder)
+    try:
+        lock.acquire()
+    except UserError:
+        return "running"
+    lock.release()
+    if (folder / DIVERGED).is_file():
+        return "diverged"
+    return "done" if (folder / "eval" / "validation.json").is_file() else "crashed"
+
+
+def execute(job: Job) -> None:
+    """Make one run, from where it stands, in this process. A run that is done, or another's now, is left alone.
+
+    Raises:
+        UserError: the run cannot be made; a run that diverged is recorded and is no error.
+    """
+    import torch
+
+    from ..training.job import pretrain
+    from ..training.keys.recipe import load_recipe
+
+    torch.set_num_threads(job.threads)
+    folder = Path(job.folder)
+    if state(folder) in ("done", "diverged", "running"):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    words = [*job.words, f"--output_dir={folder}"]
+    with _into(folder.with_name(f"{folder.name}.{LOG}")):
+        try:
+            pretrain(load_recipe(job.recipe, words))
+        except Diverged as error:
+            write_json(folder / DIVERGED, {"reason": str(error)})
+    # What is left is what a report reads; a checkpoint of a finished run is read by nobody.
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    if not job.keep_model:
+        for path in (folder / "model").glob("*.safetensors"):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _into(path: Path) -> Any:
+    """Send what a run prints to a file beside its folder."""
+    with open(path, "a", encoding="utf-8") as handle:
+        text = io.TextIOWrapper(handle.buffer, encoding="utf-8", line_buffering=True, write_through=True)
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            try:
+                yield
+            finally:
+                text.flush()
+                text.detach()
+
+
+def tell_death_of_parent() -> None:
+    """On Linux, end this process when its parent ends, however that ends: nobody would read its result."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+    import signal
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() == 1:
+        os._exit(1)
+
+
+def measured(folder: Path, key: str) -> float | None:
+    """The metric of a finished run; infinite where it diverged or is no number, None where it is not finished."""
+    found = state(folder)
+    if found == "diverged":
+        return math.inf
+    if found != "done":
+        return None
+    value: Any = Run(folder).validation.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return math.inf
+    return float(value)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study from its file to its report, with runs of a second."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ibnorm_hf.cli import main
+from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.studies.compare import open_study
+from ibnorm_hf.studies.definition import read_definition
+from ibnorm_hf.studies.executors import Local
+from ibnorm_hf.studies.runs import execute, state
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = f"""
+model_type: ibnorm_llama
+model: {{vocab_size: 512, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+  max_position_embeddings: 32}}
+corpus: {ROOT / "LICENSE"}
+tokenizer: train
+block_size: 32
+validation_fraction: 0.1
+max_steps: 4
+global_batch_size: 2
+per_device_train_batch_size: 2
+learning_rate: 1.0e-2
+logging_steps: 2
+eval_steps: 4
+save_steps: 2
+report_to: none
+"""
+STUDY = """
+base: base.yaml
+baseline: rmsnorm
+margin: 0.05
+arms:
+  rmsnorm: {norm_type: rmsnorm, source: "arXiv:1910.07467"}
+  l: {norm_type: ibnorm-l}
+claim_seeds: [1, 2, 3, 4, 5]
+budgets: [1, 2]
+"""
+GRID = "grid: {learning_rate: [0.1, 0.2, 0.4]}\nextend: true\ntuning_seeds: [101]\ntuning_budgets: [1]\n"
+
+
+class Here:
+    """Makes runs in this process, and remembers which."""
+
+    def __init__(self):
+        self.made = []
+
+    def run(self, jobs):
+        for job in jobs:
+            self.made.append(Path(job.folder).name)
+            execute(job)
+            yield job, None
+
+
+def write(folder, text=STUDY, base=BASE):
+    folder.mkdir(exist_ok=True)
+    (folder / "base.yaml").write_text(base)
+    (folder / "study.yaml").write_text(text)
+    return folder / "study.yaml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    here, said = Here(), []
+    comparison = open_study(write(folder), folder / "out", here, said.append)
+    return folder, comparison.run(), here.made, said
+
+
+def test_a_study_ends_in_a_report_of_every_run(undisturbed):
+    folder, judged, made, said = undisturbed
+    report = folder / "out" / "report"
+    assert json.loads((report / "report.json").read_text()) == judged
+    assert set(judged["arms"]) == {"rmsnorm", "l"} and judged["refused"] == []
+    # The noise floor's runs are the ablation's claim runs at the smallest budget: made once.
+    assert len(made) == len(set(made)) == 2 * 2 * 5
+    assert len((report / "runs.csv").read_text().splitlines()) == 1 + 20 + 5
+    assert any("sigma" in line for line in said) and any("seeds" in line for line in said)
+    assert {p.name for p in report.iterdir()} >= {"report.md", "report.html", "curves-1x.png", "timing.json"}
+    assert "bits a byte" in judged["arms"]["l"]["effects"]
+    assert not list((folder / "out").rglob("checkpoint-*"))
+
+
+def test_the_same_command_runs_nothing_and_writes_the_same_bytes(undisturbed):
+    folder, _, _, _ = undisturbed
+    report = folder / "out" / "report"
+    before = {p.name: p.read_bytes() for p in report.iterdir()}
+    here = Here()
+    open_study(folder / "study.yaml", folder / "out", here, lambda text: None).run()
+    assert here.made == []
+    assert {p.name: p.read_bytes() for p in report.iterdir()} == before
+
+
+def test_an_arm_added_later_leaves_the_runs_of_the_others(undisturbed, tmp_path):
+    folder, judged, _, _ = undisturbed
+    text = STUDY.replace("claim_seeds", "  t: {norm_type: ibnorm-t}\nclaim_seeds")
+    here = Here()
+    again = open_study(write(folder, text), folder / "out", here, lambda text: None).run()
+    write(folder)
+    assert len(here.made) == 10 and all(name.startswith("t-") for name in here.made)
+    assert again["arms"]["l"]["difference"] == judged["arms"]["l"]["difference"]
+
+
+def test_a_crashed_run_is_run_again_and_a_diverged_one_is_not(undisturbed):
+    folder, _, made, _ = undisturbed
+    run = folder / "out" / "runs" / made[-1]
+    kept = (run / "eval" / "validation.json").read_bytes()
+    assert state(run) == "done" and state(run.with_name("absent")) == "planned"
+    (run / "eval" / "validation.json").unlink()
+    assert state(run) == "crashed"
+    (run / "diverged.json").write_text("{}")
+    assert state(run) == "diverged"
+    (run / "diverged.json").unlink()
+    (run / "eval" / "validation.json").write_bytes(kept)
+
+
+def test_a_rate_that_breaks_every_run_is_recorded_as_diverged(tmp_path):
+    base = BASE.replace("learning_rate: 1.0e-2", "learning_rate: 1.0e+30").replace("max_steps: 4", "max_steps: 3")
+    said = []
+    study = STUDY.replace("[1, 2, 3, 4, 5]", "[1, 2]").replace("[1, 2]\n", "[1]\n", 1).replace("[1]\n", "[1, 2]\n", 1)
+    comparison = open_study(
+        write(tmp_path, study.replace("budgets: [1, 2]", "budgets: [1]"), base), tmp_path / "o", Here(), said.append
+    )
+    comparison.audits = []
+    comparison.noise_floor()
+    assert said[-1].startswith("noise floor: the baseline diverged")
+    assert {state(p) for p in (tmp_path / "o" / "runs").iterdir() if p.is_dir()} == {"diverged"}
+
+
+def test_the_grid_is_widened_for_all_arms(tmp_path):
+    said = []
+    comparison = open_study(write(tmp_path, STUDY + GRID), tmp_path / "o", Here(), said.append)
+    comparison.check()
+    rates = comparison.tune()
+    made = {
+        (row.arm, row.learning_rate)
+        for row in comparison.rows(__import__("ibnorm_hf.studies.plan", fromlist=["x"]).tuning(comparison.study, rates))
+    }
+    assert {rate for arm, rate in made if arm == "l"} == {rate for arm, rate in made if arm == "rmsnorm"} == set(rates)
+
+
+def test_an_arm_with_other_sizes_is_refused(tmp_path):
+    text = STUDY.replace("{norm_type: ibnorm-l}", "{norm_type: ibnorm-l, model: {hidden_size: 32}}")
+    comparison = open_study(write(tmp_path, text), tmp_path / "o", Here(), lambda text: None)
+    assert any("by more than their norms" in why for why in comparison.check())
+
+
+def test_the_baseline_is_held_against_transformers_own_model(tmp_path, monkeypatch):
+    comparison = open_study(write(tmp_path), tmp_path / "o", Here(), lambda text: None)
+    assert comparison.check() == []
+    wrong = STUDY.replace("baseline: rmsnorm", "baseline: l")
+    comparison = open_study(write(tmp_path, wrong), tmp_path / "o", Here(), lambda text: None)
+    assert any("differ from transformers' own model" in why for why in comparison.check())
+
+
+def start(study, out):
+    words = [sys.executable, "-m", "ibnorm_hf.cli", "compare", str(study), "--out", str(out), "--processes", "2"]
+    return subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+@pytest.mark.faults
+def test_killed_at_random_moments_the_report_is_the_undisturbed_one(undisturbed, tmp_path):
+    folder, _, _, _ = undisturbed
+    study = write(folder)
+    open_study(study, folder / "out", Here(), lambda text: None).run()
+    wanted = {p.name: p.read_bytes() for p in (folder / "out" / "report").iterdir() if p.name != "timing.json"}
+    for wait in (14, 18, 22):
+        process = start(study, tmp_path / "out")
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start(study, tmp_path / "out").wait(timeout=600) == 0
+    found = {p.name: p.read_bytes() for p in (tmp_path / "out" / "report").iterdir() if p.name != "timing.json"}
+    assert found == wanted
+
+
+def test_a_process_that_dies_costs_its_own_job_only(tmp_path, monkeypatch):
+    from ibnorm_hf.studies import executors
+    from ibnorm_hf.studies.runs import Job
+
+    jobs = [Job("absent.yaml", [], str(tmp_path / name)) for name in ("a", "b")]
+    ended = dict((Path(job.folder).name, why) for job, why in Local(processes=1).run(jobs))
+    assert set(ended) == {"a", "b"} and all("does not exist" in why for why in ended.values())
+    assert executors._RUNS_A_PROCESS > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("margin: 0.05", ""), "key margin is missing"),
+        (("baseline: rmsnorm", "baseline: rms"), "must be one of the arms"),
+        (("budgets", "budget"), "did you mean 'budgets'"),
+        (("[1, 2, 3, 4, 5]", "[1, 1]"), "holds a seed twice"),
+        (("claim_seeds: [1", "tuning_seeds: [1]\ngrid: {learning_rate: [1]}\nclaim_seeds: [1"), "share a seed"),
+        (("base: base.yaml", "base: absent.yaml"), "does not exist"),
+        (("{norm_type: ibnorm-l}", "{norm_type: ibnorm-l, seed: 3}"), "which the study decides"),
+        (("{norm_type: ibnorm-l}", "ibnorm-l"), "gives l no mapping"),
+        (("margin: 0.05", "margin: nan"), "give finite numbers"),
+        (("claim_seeds", "tuning_seeds: [9]\nclaim_seeds"), "go together"),
+    ],
+)
+def test_a_study_with_a_mistake_is_one_sentence(tmp_path, change, sentence, capsys):
+    study = write(tmp_path, STUDY.replace(*change))
+    with pytest.raises(UserError, match=sentence.replace("(", ".")):
+        read_definition(study)
+    assert main(["compare", str(study), "--out", str(tmp_path / "o")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_package_can_be_read(path):
+    study = read_definition(path)
+    assert study.base.is_file() and len(study.claim_seeds) >= 5

@@ -145,7 +145,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_micro_batch_that_does(make
     plan = make_plan(make_recipe(*words))
     a_sample = plan.bytes_activations // 64
     monkeypatch.setattr(memory, "room", lambda run: plan.bytes_state + 40 * a_sample)
-    monkeypatch.setattr("ibnorm_hf.training.text_task.prepare", lambda recipe: pytest.fail("went on"))
+    monkeypatch.setattr("ibnorm_hf.training.text_task.prepare", lambda *_: pytest.fail("went on"))
     with pytest.raises(UserError, match=r"per_device_train_batch_size 32 is the largest that fits; --force tries"):
         pretrain(make_recipe(*words))
     print_plan(make_recipe(*words))

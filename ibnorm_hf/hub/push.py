@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -20,8 +21,6 @@ from .card import write_card
 from .export import export, made_with
 from .licence import terms_of
 from .scrub import require_publishable
-
-Operation = CommitOperationAdd | CommitOperationDelete
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,11 @@ def _upload(
     if private is not None and info.private != private:
         now, asked = ("private", "public") if info.private else ("public", "private")
         raise UserError(f"{repo_id} is {now}, not {asked}: change it in its settings, or choose another repo_id")
-    operations: list[Operation] = [CommitOperationAdd(name, str(folder / name)) for name in names]
-    operations += [CommitOperationDelete(name) for name in _stale(api, repo_id, info, names)]
     commit = _asking(
-        api.create_commit,
+        api.upload_folder,
         repo_id,
-        operations=operations,
+        folder_path=str(folder),
+        delete_patterns=[glob.escape(name) for name in _stale(api, repo_id, info, names)] or None,
         commit_message="Upload by ibnorm_hf",
         parent_commit=info.sha,
     )
@@ -159,9 +157,10 @@ def _stale(api: HfApi, repo_id: str, info: Any, names: list[str]) -> list[str]:
 
 def _asking(call: Callable[..., Any], repo_id: str, **arguments: Any) -> Any:
     """Call the Hub; what goes wrong becomes one sentence without the token."""
-    positional = () if call.__name__ == "whoami" else (repo_id,)
+    if call.__name__ != "whoami":
+        arguments["repo_id"] = repo_id
     try:
-        return call(*positional, **arguments)
+        return call(**arguments)
     except HfHubHTTPError as error:
         raise _refused(error, repo_id) from None
     except (OSError, RuntimeError, ValueError) as error:

@@ -22,11 +22,19 @@ def loads(text: str) -> Any:
     """Parse JSON. Nan and infinity, which older files hold, are None; half characters are replaced.
 
     Raises:
-        ValueError: the text is no JSON.
+        ValueError: the text is no JSON, or an object holds a key twice, of which the last would win in silence.
         RecursionError: it is nested too deeply.
     """
-    value = json.loads(text, parse_constant=lambda name: None, parse_float=_finite)
+    value = json.loads(text, parse_constant=lambda name: None, parse_float=_finite, object_pairs_hook=_once)
     return _whole(value) if _HALF.search(text) else value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' is there twice")
+    return content
 
 
 def _finite(text: str) -> float | None:

@@ -121,8 +121,16 @@ def _add(model: ModelResults, content: dict[str, Any], place: Path, lenient: boo
     config = content.get("config")
     config = config if isinstance(config, dict) else {}
     model.limit = config.get("limit")
+    if model.limit is not None and (isinstance(model.limit, bool) or not isinstance(model.limit, int | float)):
+        raise UserError(f"{place}: its limit is {model.limit!r}, no number; evaluate it again")
     if model.limit is not None:
         model.remarks.append(f"{place.name}: --limit {model.limit:g} asks a part of the questions only")
+    elif short := [t for t in found if model.leaves[t].n < LEAVES[t].documents and not model.leaves[t].note]:
+        first = short[0]
+        model.remarks.append(
+            f"{place.name}: {len(short)} tasks were asked on fewer questions than the leaderboard's, first {first}: "
+            f"{model.leaves[first].n:,} of {LEAVES[first].documents:,}"
+        )
     if config.get("gen_kwargs"):
         model.remarks.append(f"{place.name}: gen_kwargs {config['gen_kwargs']} are not the leaderboard's")
 
@@ -147,6 +155,8 @@ def _read_leaf(content: dict[str, Any], leaf: Leaf, place: Path) -> Measured:
     n = count.get("effective") if isinstance(count, dict) else None
     if not isinstance(row, dict) or not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise UserError(f"{place}: {leaf.task} has no number of questions (n-samples); evaluate it again")
+    if n > leaf.documents:
+        raise UserError(f"{place}: {leaf.task} was asked {n:,} questions and has {leaf.documents:,}; evaluate it again")
     raws, errors = [], []
     for metric in leaf.metrics:
         raw = row.get(f"{metric},none")

@@ -177,6 +177,10 @@ MMLU = "leaderboard_mmlu_pro"
         (_changed("results", MMLU, {"acc,none": 50.0}), "has no acc between 0 and 1"),
         (_changed("results", MMLU, {"acc,none": float("nan")}), "has no acc between 0 and 1"),
         (_changed("results", MMLU, []), "has no number of questions"),
+        (_changed("n-samples", MMLU, {"effective": 99_999}), "was asked 99,999 questions and has 12,032"),
+        (make_results() | {"config": {"limit": "2"}}, "its limit is '2', no number"),
+        (make_results() | {"config": {"limit": True}}, "its limit is True, no number"),
+        ('{"results": {"leaderboard_mmlu_pro": {}, "leaderboard_mmlu_pro": {}}}', "is there twice"),
     ],
 )
 def test_bad_results_get_one_line(refused: Callable, tmp_path: Path, content: Any, message: str) -> None:
@@ -187,6 +191,14 @@ def test_bad_results_get_one_line(refused: Callable, tmp_path: Path, content: An
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     line = refused("leaderboard", path)
     assert message in line and "results.json" in line
+
+
+def test_fewer_questions_than_the_leaderboards_are_marked(command: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(make_results()))
+    _, out, err = command("leaderboard", path)
+    told = " ".join(f"{out} {err}".split())
+    assert "fewer questions than the leaderboard's, first leaderboard_ifeval: 100 of 541" in told
 
 
 def test_missing_paths_get_one_line(refused: Callable, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert_job(jobs)
     _add_evaluation_jobs(jobs)
     _add_compare_job(jobs)
+    _add_analyze_job(jobs)
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.add_argument("--format", choices=("table", "markdown"), default="table", help="default: %(default)s")
     norms.set_defaults(job=list_norms)
@@ -321,6 +322,31 @@ def compare(arguments: argparse.Namespace) -> int:
     from .studies.command import run
 
     return run(arguments)
+
+
+def _add_analyze_job(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "draw what the compressions do to a distribution: pictures of densities, with their numbers as CSV"
+    parser = jobs.add_parser("analyze", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--densities", action="store_true", required=True, help="figures 1, 3, 4 and 5 of the paper")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures and numbers")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples; default: %(default)s")
+    parser.set_defaults(job=analyze)
+
+
+def analyze(arguments: argparse.Namespace) -> int:
+    """Draw the densities."""
+    from .analysis.densities import draw_densities
+    from .common.errors import UserError
+
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed}: name a whole number from 0 up")
+    try:
+        files = draw_densities(arguments.out, seed=arguments.seed)
+    except OSError as error:
+        raise UserError(f"{arguments.out}: cannot write here ({error.strerror}); name another folder") from error
+    for file in files:
+        print(file)
+    return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

@@ -42,8 +42,9 @@ def fixed_data(
     Student-t noise of ``degrees`` around Gaussian class means of standard deviation ``mean_spread``, all times
     ``scale``; the first ``outliers`` dimensions of the noise are ``outlier_factor`` times as wide, as outlier
     dimensions of language models are. ``mean_spread`` and ``outlier_factor`` are ours, chosen by hand so that
-    LayerNorm's IB value with three outliers comes near 0.236 bits; the sizes of a table depend on them, and the order
-    of the norms was the same at each of the six choices that were tried.
+    LayerNorm's IB value with three outliers comes near 0.236 bits; the sizes of a table depend on them. That
+    LayerNorm is below IBNorm-L, and that below IBNorm-T and IBNorm-S, held at each of the five choices that were
+    tried; which of T and S is higher did not.
     """
     generator = torch.Generator().manual_seed(seed)
 

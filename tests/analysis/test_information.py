@@ -95,14 +95,14 @@ def test_usable_reads_all_of_separated_classes_and_nothing_of_shuffled_ones():
 
 def test_usable_of_independent_labels_has_zero_in_its_interval():
     outside = 0
-    for seed in range(40):
+    for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         found = usable_information(
             torch.randn(200, 4, generator=generator), torch.randint(4, (200,), generator=generator), seed=seed
         )
         low, high = found.interval
         outside += not low <= 0 <= high
-    assert outside <= 2
+    assert outside <= 1
 
 
 def test_usable_loses_by_processing_and_doubles_with_copies():

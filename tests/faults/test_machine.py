@@ -223,3 +223,17 @@ def test_a_signal_saves_and_the_same_command_goes_on(finished, recipe_file, tmp_
     assert log_lines(tmp_path / "run") == log_lines(finished)
     one, two = (load_file(p / "model" / "model.safetensors") for p in (finished, tmp_path / "run"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.faults("SIGKILL before a run's first file is whole")
+def test_the_beginning_of_a_first_file_is_no_other_run(make_recipe, tmp_path):
+    recipe = make_recipe()
+    folder = Path(str(recipe.run.output_dir))
+    folder.mkdir(parents=True)
+    (folder / ".config.yaml.123.tmp").write_text("mo")
+    with claim(recipe):
+        assert (folder / "config.yaml").is_file() and not list(folder.glob(".*.tmp"))
+    (folder / "config.yaml").unlink()
+    (folder / "notes.txt").write_text("somebody's")
+    with pytest.raises(UserError, match="no run of this program"), claim(recipe):
+        pass

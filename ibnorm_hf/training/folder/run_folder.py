@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ def claim(recipe: Recipe) -> Iterator[None]:
 def _require_ours(recipe: Recipe, folder: Path) -> None:
     path = folder / CONFIG
     if not path.is_file():
-        if any(folder.iterdir()):
+        # A program that was killed before its first file was whole has left that file's beginning, and nothing else.
+        if any(not re.fullmatch(r"\..*\.tmp", found.name) for found in folder.iterdir()):
             raise UserError(f"{folder} is not empty and no run of this program; choose another output_dir")
         return
     try:

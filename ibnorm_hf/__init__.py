@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """IBNorm and its baselines inside Hugging Face models.
 
-``import ibnorm_hf`` registers the model types ``ibnorm_llama``, ``ibnorm_gpt2``, ``ibnorm_vit`` and ``ibnorm_resnet``
+``import ibnorm_hf`` registers the model type of each file ``modeling/modeling_ibnorm_*.py``, e.g. ``ibnorm_llama``,
 with the Auto classes of transformers; everything else is loaded when it is first used.
 """
 
+import ast
 import sys
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -23,26 +25,6 @@ _PUBLIC = {
         "IBNormViTConfig",
     ),
     "modeling.functional": ("ib_norm",),
-    "modeling.modeling_ibnorm_gpt2": (
-        "IBNormGPT2ForQuestionAnswering",
-        "IBNormGPT2ForSequenceClassification",
-        "IBNormGPT2ForTokenClassification",
-        "IBNormGPT2LMHeadModel",
-        "IBNormGPT2Model",
-    ),
-    "modeling.modeling_ibnorm_llama": (
-        "IBNormLlamaForCausalLM",
-        "IBNormLlamaForQuestionAnswering",
-        "IBNormLlamaForSequenceClassification",
-        "IBNormLlamaForTokenClassification",
-        "IBNormLlamaModel",
-    ),
-    "modeling.modeling_ibnorm_resnet": (
-        "IBNormResNetBackbone",
-        "IBNormResNetForImageClassification",
-        "IBNormResNetModel",
-    ),
-    "modeling.modeling_ibnorm_vit": ("IBNormViTForImageClassification", "IBNormViTModel"),
     "modeling.create": ("create_norm", "list_norms"),
     "modeling.norms": ("IBNorm", "NormalNorm", "RMSNorm"),
     "modeling.rivals": ("DynamicTanh",),
@@ -50,6 +32,18 @@ _PUBLIC = {
     "modeling.replace": ("replace_norms", "restore_norms"),
     "modeling.sync_norms": ("IBSyncBatchNorm2d",),
 }
+
+
+def _families() -> dict[str, tuple[str, ...]]:
+    """The public names of each file of host names, read from its ``__all__`` without running it: that loads torch."""
+    found = {}
+    for file in sorted((Path(__file__).parent / "modeling").glob("modeling_ibnorm_*.py")):
+        names = file.read_text(encoding="utf-8").rpartition("__all__ = ")[2]
+        found[f"modeling.{file.stem}"] = tuple(ast.literal_eval(names))
+    return found
+
+
+_PUBLIC |= _families()
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Importing this module makes the Auto classes of transformers know our model types, and touches no other type."""
 
+from importlib import import_module
 from typing import Any
 
 from transformers import (
@@ -14,42 +15,40 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from .modeling import configuration_ibnorm as configs
-from .modeling import modeling_ibnorm_gpt2 as gpt2
-from .modeling import modeling_ibnorm_llama as llama
-from .modeling import modeling_ibnorm_resnet as resnet
-from .modeling import modeling_ibnorm_vit as vit
+from . import _PUBLIC
 from .modeling.stock_decay import share_decay_list
 
-_MODELS: dict[Any, dict[Any, type]] = {
-    configs.IBNormLlamaConfig: {
-        AutoModel: llama.IBNormLlamaModel,
-        AutoModelForCausalLM: llama.IBNormLlamaForCausalLM,
-        AutoModelForSequenceClassification: llama.IBNormLlamaForSequenceClassification,
-        AutoModelForTokenClassification: llama.IBNormLlamaForTokenClassification,
-        AutoModelForQuestionAnswering: llama.IBNormLlamaForQuestionAnswering,
-    },
-    configs.IBNormGPT2Config: {
-        AutoModel: gpt2.IBNormGPT2Model,
-        AutoModelForCausalLM: gpt2.IBNormGPT2LMHeadModel,
-        AutoModelForSequenceClassification: gpt2.IBNormGPT2ForSequenceClassification,
-        AutoModelForTokenClassification: gpt2.IBNormGPT2ForTokenClassification,
-        AutoModelForQuestionAnswering: gpt2.IBNormGPT2ForQuestionAnswering,
-    },
-    configs.IBNormViTConfig: {
-        AutoModel: vit.IBNormViTModel,
-        AutoModelForImageClassification: vit.IBNormViTForImageClassification,
-    },
-    configs.IBNormResNetConfig: {
-        AutoModel: resnet.IBNormResNetModel,
-        AutoModelForImageClassification: resnet.IBNormResNetForImageClassification,
-        AutoBackbone: resnet.IBNormResNetBackbone,
-    },
+# Which Auto class builds a model is said by how its name ends.
+_AUTO: dict[str, Any] = {
+    "Model": AutoModel,
+    "ForCausalLM": AutoModelForCausalLM,
+    "LMHeadModel": AutoModelForCausalLM,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+    "ForImageClassification": AutoModelForImageClassification,
+    "Backbone": AutoBackbone,
 }
 
-for _config, _classes in _MODELS.items():
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    for _auto, _model in _classes.items():
-        _auto.register(_config, _model, exist_ok=True)
+
+_MODELS: dict[Any, dict[Any, type]] = {}
+
+
+def _register(family: Any) -> None:
+    for name in family.__all__:
+        if name.endswith("Config"):
+            continue
+        model = getattr(family, name)
+        config = model.config_class
+        # The longest ending: ``LMHeadModel`` ends as ``Model`` does.
+        auto = _AUTO[max(filter(name.endswith, _AUTO), key=len)]
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        auto.register(config, model, exist_ok=True)
+        _MODELS.setdefault(config, {})[auto] = model
+
+
+for _module in _PUBLIC:
+    if _module.startswith("modeling.modeling_ibnorm_"):
+        _register(import_module(f".{_module}", __package__))
 
 share_decay_list()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What turns a vanilla transformers class into one whose norms follow its config."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .batch_norms import BatchAreaNorm
@@ -35,6 +35,17 @@ class IBNormMixin:
             # transformers visits a model after all its sub-models, and a vanilla sub-model does not know our norms:
             # this last visit is the one place that every loading path, nested or not, passes.
             init_norms(module)
+
+
+class IBNormHeadMixin(IBNormMixin):
+    """The same for a head that builds its base model through AutoModel, which must build ``base_class``."""
+
+    base_class: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        # AutoModel must know this very config class: code that came with a checkpoint has a class of its own.
+        AutoModel.register(type(config), self.base_class, exist_ok=True)
+        super().__init__(config)
 
 
 def init_norms(model: nn.Module) -> None:

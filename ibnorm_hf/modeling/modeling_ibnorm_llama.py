@@ -3,7 +3,6 @@
 """LLaMA with the norms of ``IBNormLlamaConfig``; parameter names are vanilla's, so checkpoints move by name."""
 
 from transformers import (
-    AutoModel,
     LlamaForCausalLM,
     LlamaForQuestionAnswering,
     LlamaForSequenceClassification,
@@ -12,7 +11,7 @@ from transformers import (
 )
 
 from .configuration_ibnorm import IBNormLlamaConfig
-from .mixin import IBNormMixin
+from .mixin import IBNormHeadMixin, IBNormMixin
 
 
 class IBNormLlamaModel(IBNormMixin, LlamaModel):
@@ -23,12 +22,8 @@ class IBNormLlamaForCausalLM(IBNormMixin, LlamaForCausalLM):
     config_class = IBNormLlamaConfig
 
 
-class _IBNormLlamaHead(IBNormMixin):
-    def __init__(self, config: IBNormLlamaConfig) -> None:
-        # transformers' heads build their base model through AutoModel, which must know this very config class: code
-        # that came with a checkpoint has a class of its own.
-        AutoModel.register(type(config), IBNormLlamaModel, exist_ok=True)
-        super().__init__(config)
+class _IBNormLlamaHead(IBNormHeadMixin):
+    base_class = IBNormLlamaModel
 
 
 class IBNormLlamaForSequenceClassification(_IBNormLlamaHead, LlamaForSequenceClassification):

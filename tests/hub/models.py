@@ -32,7 +32,7 @@ def heads(every=True):
 def build(config_class, cls, **flags):
     """A model whose every parameter, norm weights included, has a value that no initialization gives."""
     torch.manual_seed(0)
-    config = config_class(**{**SIZES[config_class.model_type], **flags})
+    config = config_class(**{**SIZES.get(config_class.model_type, SIZES["ibnorm_llama"]), **flags})
     model = cls(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

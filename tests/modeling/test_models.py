@@ -17,12 +17,13 @@ from transformers import (
     EncoderDecoderModel,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
 )
 
 from ibnorm_hf import IBNorm, assert_norms, list_norms
 from ibnorm_hf.modeling.recognize import norm_name
 
-ARCHITECTURES = ("llama", "gpt2")
+ARCHITECTURES = ("llama", "gpt2", "mistral")
 AUTO_CLASSES = (
     AutoModel,
     AutoModelForCausalLM,
@@ -52,7 +53,12 @@ SMALL = {
         "eos_token_id": 2,
     },
 }
-VANILLA = {"llama": (LlamaConfig, "rmsnorm"), "gpt2": (GPT2Config, "layernorm")}
+SMALL["mistral"] = SMALL["llama"] | {"num_key_value_heads": 2}
+VANILLA = {
+    "llama": (LlamaConfig, "rmsnorm"),
+    "gpt2": (GPT2Config, "layernorm"),
+    "mistral": (MistralConfig, "rmsnorm"),
+}
 IDS = torch.arange(3, 23).view(2, 10)
 
 

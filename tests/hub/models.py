@@ -11,7 +11,8 @@ logging.disable_progress_bar()
 
 SIZES = {
     "ibnorm_llama": DECODER
-    | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
+    | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    | {"num_key_value_heads": 2},  # every family without sizes of its own takes these; Mistral would have 8
     "ibnorm_gpt2": DECODER | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
     "ibnorm_vit": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     | {"image_size": 8, "patch_size": 4, "num_labels": 3},

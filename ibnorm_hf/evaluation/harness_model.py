@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from .. import registration  # noqa: F401
@@ -71,6 +72,7 @@ class IBNormLM(HFLM):
             rows = max(1, self.max_length * _vocab_size(self.config))
             self.batch_size_per_gpu = max(1, min(int(self.max_batch_size or 64), _CPU_LOGITS // rows))
             _log.info("batch size auto on a CPU: %d", self.batch_size_per_gpu)
+        self.begin_task()
 
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
         try:
@@ -94,9 +96,41 @@ class IBNormLM(HFLM):
         except Exception as error:
             raise _unloadable("model", pretrained, error) from None
 
-    def forget_batch_sizes(self) -> None:
-        """Let ``batch_size auto`` be found anew: the next task may have longer requests than the last one."""
+    def begin_task(self) -> None:
+        """Count prompts anew, and let ``batch_size auto`` be found anew: the next task may have longer requests."""
         self.batch_sizes: dict[Any, int] = {}
+        self.asked, self.cut, self.longest = 0, 0, 0
+
+    def cut_prompts(self) -> dict[str, int]:
+        """Over all processes since ``begin_task``: prompts, those cut from the left to fit, tokens of the longest."""
+        counts = [(self.asked, self.cut, self.longest)]
+        if self.world_size > 1:
+            counts = self.gather_object(counts[0], dst=0) or counts
+        asked, cut, longest = zip(*counts, strict=True)
+        return {"prompts": sum(asked), "cut": sum(cut), "longest": max(longest), "positions": self.max_length}
+
+    def _count(self, tokens: int, room: int) -> None:
+        self.asked += 1
+        self.cut += tokens > room
+        self.longest = max(self.longest, tokens)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        for _, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"an answer of {len(continuation)} tokens does not fit the model's {self.max_length} positions; "
+                    "leave this task out"
+                )
+            # The last token is predicted and not read.
+            self._count(len(context) + len(continuation) - 1, self.max_length)
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+    def generate_until(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        for request in requests:
+            context, options = request.args
+            room = self.max_length - normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            self._count(len(self.tok_encode(context)), room)
+        return super().generate_until(requests, *args, **kwargs)
 
 
 def _vocab_size(config: Any) -> int:

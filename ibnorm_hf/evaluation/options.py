@@ -41,11 +41,25 @@ def configure(words: Sequence[str], target: Target, names: Sequence[str], output
         given.model, given.tasks, given.output_path = "ibnorm", list(names), str(output)
         if not hasattr(given, "batch_size"):
             given.batch_size = file.get("batch_size", "auto")
-        return EvaluatorConfig.from_cli(given)
+        config = EvaluatorConfig.from_cli(given)
+        _check_numbers(config)
+        return config
     except UserError:
         raise
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"eval: {' '.join(str(error).split())}") from None
+
+
+def _check_numbers(config: EvaluatorConfig) -> None:
+    limit, shots, size = config.limit, config.num_fewshot, str(config.batch_size)
+    if limit is not None and not (isinstance(limit, int | float) and 0 < limit < float("inf")):
+        raise UserError(f"eval: --limit {limit} asks no question; give a whole number, or a share below 1")
+    if limit is not None and limit > 1 and limit != int(limit):
+        raise UserError(f"eval: --limit {limit:g} is neither a whole number nor a share below 1; give one of them")
+    if shots is not None and shots < 0:
+        raise UserError(f"eval: --num_fewshot {shots} is below 0; give a number of examples, or leave it out")
+    if not size.startswith("auto") and not (size.isdigit() and int(size) > 0):
+        raise UserError(f"eval: --batch_size {size} is no whole number of at least 1; give one, or auto")
 
 
 def _check_model(name: str | None) -> None:

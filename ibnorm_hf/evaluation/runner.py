@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,15 @@ from lm_eval import evaluator
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.tasks import TaskManager
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
 from . import ifeval
+from .fit import clamp_generation, require_fit
 from .harness_model import IBNormLM
 from .harness_parts import environment_described_once, write_samples
 from .record import Record, documents_sha256
 from .target import Target
 
+_log = logging.getLogger(__name__)
 _SEED_NAMES = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 _SEEDERS: tuple[Callable[[int], Any], ...] = (random.seed, np.random.seed, torch.manual_seed)
 
@@ -51,6 +55,7 @@ def evaluate_tasks(config: EvaluatorConfig, target: Target, names: Sequence[str]
     loaded = _load_tasks(manager, names)
     record = Record(output, _settings(config, target, lm), target.peft or target.pretrained)
     tasks = loaded["tasks"]
+    require_fit(lm, tasks, config)
     for number, (name, task) in enumerate(tasks.items(), 1):
         documents = documents_sha256(task)
         # A part of the questions is enough only as long as the rest cannot be scored.
@@ -60,14 +65,13 @@ def evaluate_tasks(config: EvaluatorConfig, target: Target, names: Sequence[str]
             continue
         _say(f"[{number}/{len(tasks)}] {name}")
         started = time.monotonic()
-        part, excluded = _evaluate_leaf(lm, name, task, manager, config, record)
+        part, about = _evaluate_leaf(lm, name, task, manager, config, record)
         if part is None:
             continue
         if config.log_samples:
             write_samples(record.samples / f"{name}.jsonl", part["samples"][name])
         sizes = [int(v) for v in getattr(lm, "batch_sizes", {}).values()] or [lm.batch_size]
-        seconds = round(time.monotonic() - started, 2)
-        record.add(name, part, documents, excluded=excluded, batch_sizes=sizes, seconds=seconds)
+        record.add(name, part, documents, batch_sizes=sizes, seconds=round(time.monotonic() - started, 2), **about)
     if lm.rank != 0:
         return None
     record.close(loaded.get("groups", {}))
@@ -127,14 +131,17 @@ def _settings(config: EvaluatorConfig, target: Target, lm: IBNormLM) -> dict[str
 
 def _evaluate_leaf(
     lm: IBNormLM, name: str, task: Any, manager: TaskManager, config: EvaluatorConfig, record: Record
-) -> tuple[Any, dict[str, Any] | None]:
+) -> tuple[Any, dict[str, Any]]:
     limit, samples, excluded = config.limit, config.samples, None
+    gen_kwargs, clamped = clamp_generation(lm, task, config.gen_kwargs)
+    if clamped:
+        _say(f"{name}: {clamped['given']} new tokens instead of {clamped['asked']}, to fit {lm.max_length} positions")
     if ifeval.TASK_WORD in name and not ifeval.fetch_sentence_model():
         samples, limit, excluded = _without_sentences(name, task, config)
-    lm.forget_batch_sizes()
+    lm.begin_task()
     # The seeds are set at every call: a leaf's numbers do not depend on which leaves came before it in this process.
     seeds = dict(zip(_SEED_NAMES, _seeds(config), strict=True))
-    with environment_described_once():
+    with environment_described_once(), _told_in_a_sentence(name):
         part = lm_eval.simple_evaluate(
             lm,
             model_args=config.model_args,
@@ -153,14 +160,34 @@ def _evaluate_leaf(
             system_instruction=config.system_instruction,
             apply_chat_template=config.apply_chat_template,
             fewshot_as_multiturn=bool(config.fewshot_as_multiturn),
-            gen_kwargs=config.gen_kwargs or None,
+            gen_kwargs=gen_kwargs or None,
             predict_only=config.predict_only,
             confirm_run_unsafe_code=bool(config.confirm_run_unsafe_code),
             **seeds,
         )
+    cut = lm.cut_prompts()
     if part is not None:
-        part["config"]["limit"] = config.limit  # also where its questions were named, for want of a sentence model
-    return part, excluded
+        # As they were asked: a leaf's own limit and room are in `excluded` and `clamped`.
+        part["config"].update(limit=config.limit, gen_kwargs=config.gen_kwargs or None)
+    if cut["cut"]:
+        _say(f"{name}: {cut['cut']} of {cut['prompts']} prompts are cut (longest {cut['longest']} tokens)")
+    return part, {"excluded": excluded, "clamped": clamped, "prompts": cut}
+
+
+@contextmanager
+def _told_in_a_sentence(name: str) -> Iterator[None]:
+    """What the harness or the model raise on the way; the finished tasks are kept."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}", exit_code=error.exit_code) from None
+    except Exception as error:
+        _log.debug("traceback of %s", name, exc_info=True)
+        raise UserError(
+            f"{name}: the harness stopped ({type(error).__name__}: {one_line(error, 200)}); finished tasks are kept, "
+            "LMEVAL_LOG_LEVEL=DEBUG shows more",
+            exit_code=1,
+        ) from error
 
 
 def _without_sentences(name: str, task: Any, config: EvaluatorConfig) -> tuple[Any, None, dict[str, Any]]:

@@ -26,6 +26,7 @@ import json, socket, sys, time
 def refuse(*args, **kwargs):
     raise AssertionError("the network was touched")
 socket.socket.connect = refuse
+begin = time.perf_counter()
 from transformers import LlamaForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
@@ -33,6 +34,7 @@ mappings = (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
 vanilla = [set(m.keys()) for m in mappings]
 before = set(sys.modules)
 start = time.perf_counter()
+host_seconds = start - begin
 import ibnorm_hf
 seconds = time.perf_counter() - start
 import torch
@@ -41,6 +43,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 small = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
 print(json.dumps({
     "seconds": seconds,
+    "host_seconds": host_seconds,
     "added": added,
     "vanilla_class": type(AutoModelForCausalLM.from_config(small)).__name__,
     "heavy": [m for m in ("triton", "datasets", "peft", "lm_eval", "ibnorm_hf.cli") if m in set(sys.modules) - before],
@@ -77,7 +80,7 @@ def test_import_is_cheap_and_leaves_vanilla_mappings_alone():
     assert seen["added"][0] == ours and seen["added"][1] == ours and set(seen["added"][2]) <= set(ours)
     assert seen["vanilla_class"] == "LlamaForCausalLM"
     assert seen["heavy"] == [] and not seen["cuda"]
-    assert seen["seconds"] < 0.3
+    assert seen["seconds"] < 0.1 * seen["host_seconds"]  # of transformers' own import, in the same process
 
 
 def test_a_model_made_by_auto_loads_bit_equal_in_another_process(tmp_path):

@@ -138,9 +138,10 @@ def _own_scores(content: dict[str, Any], path: Path, model: Path) -> dict[str, A
         if found is None:
             return {}
         _check_rows(found, path)
+        ", ".join(found.get("missing") or [])
         for row in found["rows"]:
-            str(row["level"]) + str(row["name"]), float(row["raw"]), float(row["stderr"]), float(row["score"])
-            float(row["chance"]), int(row["n"])
+            "".join([row["level"], row["name"], row.get("mark") or "", row.get("note") or ""])
+            sum([row["raw"], row["stderr"], row["score"], row["chance"]]) + row["n"]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is not what `ibnorm-hf leaderboard RUN` writes; make it again") from None
     return dict(found)

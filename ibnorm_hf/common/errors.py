@@ -16,7 +16,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
-        super().__init__(message)
+        # A name out of a damaged file must not reach the terminal as it is.
+        super().__init__("\n".join(map(printable, message.split("\n"))))
         self.exit_code = exit_code
 
 

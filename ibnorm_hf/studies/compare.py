@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,16 @@ class Comparison:
             self._recipes[key] = recipe, task_of(recipe)
         return self._recipes[key]
 
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """The base recipe's own values, read once."""
+        from ..training.keys.reading import read_yaml
+
+        return read_yaml(self.study.base)
+
     def words(self, run: Run) -> list[str]:
         """The command line that makes the base recipe this run."""
-        base = planning_base(self.study.base)
-        return planning.as_words(planning.overrides(self.study, run, base))
+        return planning.as_words(planning.overrides(self.study, run, self.base))
 
     def folder_of(self, run: Run) -> Path:
         """Where a run is, by what decides its result: recipe, data, code."""
@@ -287,9 +294,8 @@ class Comparison:
 
     def steps(self) -> dict[float, int]:
         """Optimizer steps by budget."""
-        base = planning_base(self.study.base)
         budgets = (*self.study.budgets, *self.study.curve_budgets)
-        return {budget: planning.scaled({**base, **self.study.keys}, budget)["max_steps"] for budget in budgets}
+        return {budget: planning.scaled({**self.base, **self.study.keys}, budget)["max_steps"] for budget in budgets}
 
     def bytes_per_token(self, runs: list[Run]) -> float | None:
         """Of the validation text; None for images."""
@@ -357,13 +363,6 @@ _DATA_KEYS = frozenset(
         *("max_steps", "global_batch_size"),
     ]
 )
-
-
-def planning_base(path: Path) -> dict[str, Any]:
-    """The base recipe's own values."""
-    from ..training.keys.reading import read_yaml
-
-    return read_yaml(path)
 
 
 def seconds(folder: Path) -> float | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..common.paths import write_atomic
+from ..common.strict_json import dumps
 from .page import page
 from .pictures import Picture, draw_all
 from .rows import Row
@@ -45,7 +45,7 @@ def write_report(study: Study, folder: Path) -> list[Path]:
         _write_bytes(folder / picture.name, picture.png)
     written = [folder / picture.name for picture in pictures]
     for name, text in (
-        ("report.json", json.dumps(study.judged, indent=1, sort_keys=True, allow_nan=False) + "\n"),
+        ("report.json", dumps(study.judged, indent=1) + "\n"),
         ("runs.csv", runs_csv(study)),
         ("report.md", markdown(study, pictures)),
         ("report.html", page(study.title, sections(study, pictures), pictures)),

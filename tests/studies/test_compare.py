@@ -16,6 +16,7 @@ from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.studies.compare import open_study
 from ibnorm_hf.studies.definition import read_definition
 from ibnorm_hf.studies.executors import Local
+from ibnorm_hf.studies.plan import tuning
 from ibnorm_hf.studies.runs import execute, state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,10 +143,7 @@ def test_the_grid_is_widened_for_all_arms(tmp_path):
     comparison = open_study(write(tmp_path, STUDY + GRID), tmp_path / "o", Here(), said.append)
     comparison.check()
     rates = comparison.tune()
-    made = {
-        (row.arm, row.learning_rate)
-        for row in comparison.rows(__import__("ibnorm_hf.studies.plan", fromlist=["x"]).tuning(comparison.study, rates))
-    }
+    made = {(row.arm, row.learning_rate) for row in comparison.rows(tuning(comparison.study, rates))}
     assert {rate for arm, rate in made if arm == "l"} == {rate for arm, rate in made if arm == "rmsnorm"} == set(rates)
 
 

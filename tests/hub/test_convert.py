@@ -14,19 +14,21 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
-    Qwen3Config,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ibnorm_hf import assert_norms
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.hub.convert import convert
 
+from ..foreign import FOREIGN
+
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=99, bos_token_id=1, eos_token_id=2),
-    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
+    FOREIGN: CONFIG_MAPPING[FOREIGN](**SIZES, num_key_value_heads=2),
 }
 IDS = torch.arange(3, 23).view(2, 10)
 
@@ -114,11 +116,11 @@ def test_heads_are_converted_as_what_they_are(tmp_path):
 
 
 def test_an_architecture_without_registered_type_is_measured_and_not_saved(tmp_path, text, capsys):
-    make_vanilla(tmp_path / "vanilla", "qwen3")
+    make_vanilla(tmp_path / "vanilla", FOREIGN)
     command = ["convert", str(tmp_path / "vanilla"), str(tmp_path / "out"), "--norm_type", "ibnorm-l"]
     assert main([*command, "--text", str(text)]) == 2
     printed = capsys.readouterr()
-    assert "9 norms are now ibnorm-l" in printed.out and "NLL" in printed.out
+    assert "5 norms are now ibnorm-l" in printed.out and "NLL" in printed.out
     assert "has no registered type" in printed.err and not (tmp_path / "out").exists()
 
 

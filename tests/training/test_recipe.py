@@ -14,6 +14,8 @@ from ibnorm_hf.training.keys.recipe import load_recipe, resolved
 from ibnorm_hf.training.model.build import build_config
 from ibnorm_hf.training.plan import make_plan
 
+from ..foreign import FOREIGN
+
 
 def test_command_line_overrides_file(make_recipe):
     recipe = make_recipe("--learning_rate", "1e-3", "--model.hidden_size=48", "--norm-type", "ibnorm-t", "--bf16")
@@ -58,7 +60,7 @@ def test_resolved_recipe_is_a_recipe(make_recipe, tmp_path: Path):
         (["--norm_lambda", "nan"], "lambda"),
         (["--model_type", "lama"], "unknown model type 'lama'; did you mean"),
         (["--model_type", "llama", "--norm_type", "ibnorm-l"], "use model_type ibnorm_llama"),
-        (["--model_type", "qwen3", "--norm_type", "ibnorm-l"], "there is no ibnorm_qwen3"),
+        (["--model_type", FOREIGN, "--norm_type", "ibnorm-l"], f"there is no ibnorm_{FOREIGN}"),
         (["--block_size", "128"], "block_size 128 exceeds the model's 64 positions"),
         (["--global_batch_size", "6"], "must be a multiple of per_device_train_batch_size x processes = 4"),
         (["--global_batch_size", "8", "--gradient_accumulation_steps", "3"], "which needs 2"),

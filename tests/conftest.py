@@ -3,6 +3,7 @@
 
 import os
 import random
+import sys
 
 import pytest
 
@@ -15,6 +16,11 @@ def pytest_configure(config: pytest.Config) -> None:
     seed = os.environ.setdefault(SEED, str(random.SystemRandom().randrange(1 << 31)))
     if getattr(config.option, "hypothesis_seed", None) is None:
         config.option.hypothesis_seed = seed
+    if hasattr(config, "workerinput"):
+        # Workers of pytest-xdist share the cores. What they start inherits it; torch, if it is here already, is told.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

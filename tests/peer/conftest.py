@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 # Not for this process: they run inside the unpacked source distribution.
@@ -21,10 +23,23 @@ def verdict(pytestconfig: pytest.Config) -> list[str]:
     return pytestconfig.stash[VERDICT]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under pytest-xdist, send the lines to the process that prints."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["peer"] = list(session.config.stash.get(VERDICT, []))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Of pytest-xdist: a worker has ended; only one of them ran the suite."""
+    output = getattr(node, "workeroutput", None) or {}
+    node.config.stash[VERDICT].extend(output.get("peer", []))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    parallel = hasattr(config, "workerinput") or getattr(config.option, "numprocesses", None)
-    if terminal is None or config.option.collectonly or parallel:
-        return  # under pytest-xdist the process that prints is not the one that ran the suite
+    if terminal is None or config.option.collectonly or hasattr(config, "workerinput"):
+        return
     for line in config.stash.get(VERDICT, []) or ["peer suite NOT run: not selected"]:
         terminal.write_line(line)

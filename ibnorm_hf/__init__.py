@@ -34,16 +34,13 @@ _PUBLIC = {
 }
 
 
-def _families() -> dict[str, tuple[str, ...]]:
-    """The public names of each file of host names, read from its ``__all__`` without running it: that loads torch."""
-    found = {}
-    for file in sorted((Path(__file__).parent / "modeling").glob("modeling_ibnorm_*.py")):
-        names = file.read_text(encoding="utf-8").rpartition("__all__ = ")[2]
-        found[f"modeling.{file.stem}"] = tuple(ast.literal_eval(names))
-    return found
-
-
-_PUBLIC |= _families()
+_MODELING = "modeling.modeling_ibnorm_"
+# A family of hosts is a file of this name; its public names are read from its ``__all__`` without running it: that
+# loads torch.
+for _file in sorted((Path(__file__).parent / "modeling").glob("modeling_ibnorm_*.py")):
+    _names = _file.read_text(encoding="utf-8").rpartition("__all__ = ")[2]
+    _PUBLIC[f"modeling.{_file.stem}"] = tuple(ast.literal_eval(_names))
+FAMILIES = tuple(module.removeprefix(_MODELING) for module in _PUBLIC if module.startswith(_MODELING))
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -4,34 +4,21 @@
 from importlib import import_module
 from typing import Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+import transformers
+from transformers import AutoConfig
 
-from . import _PUBLIC
+from . import FAMILIES
 from .modeling.stock_decay import share_decay_list
 
-# Which Auto class builds a model is said by how its name ends.
-_AUTO: dict[str, Any] = {
-    "Model": AutoModel,
-    "ForCausalLM": AutoModelForCausalLM,
-    "LMHeadModel": AutoModelForCausalLM,
-    "ForSequenceClassification": AutoModelForSequenceClassification,
-    "ForTokenClassification": AutoModelForTokenClassification,
-    "ForQuestionAnswering": AutoModelForQuestionAnswering,
-    "ForImageClassification": AutoModelForImageClassification,
-    "Backbone": AutoBackbone,
-}
-
-
+# Which Auto class builds a model is said by how its name ends: in ForTASK, or as here.
+_AUTO = {"LMHeadModel": "AutoModelForCausalLM", "Backbone": "AutoBackbone", "Model": "AutoModel"}
 _MODELS: dict[Any, dict[Any, type]] = {}
+
+
+def _auto_class(name: str) -> Any:
+    _, task, of = name.partition("For")
+    # In the order of the table: ``LMHeadModel`` ends as ``Model`` does.
+    return getattr(transformers, f"AutoModel{task}{of}" if task else _AUTO[next(filter(name.endswith, _AUTO))])
 
 
 def _register(family: Any) -> None:
@@ -40,15 +27,13 @@ def _register(family: Any) -> None:
             continue
         model = getattr(family, name)
         config = model.config_class
-        # The longest ending: ``LMHeadModel`` ends as ``Model`` does.
-        auto = _AUTO[max(filter(name.endswith, _AUTO), key=len)]
+        auto = _auto_class(name)
         AutoConfig.register(config.model_type, config, exist_ok=True)
         auto.register(config, model, exist_ok=True)
         _MODELS.setdefault(config, {})[auto] = model
 
 
-for _module in _PUBLIC:
-    if _module.startswith("modeling.modeling_ibnorm_"):
-        _register(import_module(f".{_module}", __package__))
+for _name in FAMILIES:
+    _register(import_module(f".modeling.modeling_ibnorm_{_name}", __package__))
 
 share_decay_list()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
+from ... import FAMILIES
 from ...common.errors import UserError
 from .arguments import ModelArguments, RunArguments
 from .checks import check_start, check_values
@@ -27,7 +28,6 @@ from .table import IDENTITY_VERSION, VERSION_KEY, is_bound
 _NOT_KEPT = ("dry_run", "force", "resume", "gradient_accumulation_steps")
 # Free keys whose value is the machine's where nobody gave one: it is chosen anew elsewhere.
 _OF_THE_MACHINE = ("use_cpu", "dataloader_pin_memory", "disable_tqdm", "processes")
-_FAMILIES = ("llama", "gpt2", "vit", "resnet", "finetune")
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _culprit(message: str, asked: Asked) -> str:
 def _name(path: Path) -> str:
     """`recipes/llama/tiny.yaml` -> `llama-tiny`; a file in the current folder keeps its own name."""
     parent = path.resolve().parent.name
-    return f"{parent}-{path.stem}" if parent in _FAMILIES else path.stem
+    return f"{parent}-{path.stem}" if parent in (*FAMILIES, "finetune") else path.stem
 
 
 def _run_name(recipe: Recipe, asked: Asked) -> str:

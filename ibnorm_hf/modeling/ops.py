@@ -7,6 +7,7 @@ that holds them loads where these files are imported; ``run_decompositions`` and
 plain operations.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,19 @@ def _backward(
     )
 
 
+@functools.cache
+def _kept_by_inductor() -> None:
+    """Have inductor call the forward operator as it stands although it has a decomposition, which is for exporters.
+
+    Where the variable ``CI`` is set, inductor otherwise refuses such an operator (``make_fallback`` in its lowering).
+    """
+    from torch._inductor.lowering import FALLBACK_ALLOW_LIST  # imported late: it takes a second
+
+    FALLBACK_ALLOW_LIST.add("ibnorm_hf::forward")
+
+
 def _forward_shapes(x: Tensor, weight: Any, bias: Any, norm_type: str, lam: Tensor, eps: float, order: str) -> Any:
+    _kept_by_inductor()  # whatever inductor lowers was traced by these shapes before
     count = 3 if order == "compress-first" else 2
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -87,7 +100,7 @@ def _define() -> None:
     kernels: dict[str, Callable[..., Any]] = {"forward": _forward, "backward": _backward}
     shapes: dict[str, Callable[..., Any]] = {"forward": _forward_shapes, "backward": _backward_shapes}
     for name, schema in _SCHEMAS.items():
-        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
         library.impl(name, kernels[name], "CompositeExplicitAutograd")
         torch.library.register_fake(f"ibnorm_hf::{name}", shapes[name], lib=library)
     torch._decomp.register_decomposition(torch.ops.ibnorm_hf.forward.default)(_plain_forward)

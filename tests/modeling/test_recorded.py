@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
+from torch._inductor import lowering
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
@@ -85,6 +88,20 @@ def test_one_graph_for_every_lambda():
         found, expected = (gradients(f, x, cotangent=dy) for f in (compiled, norm))
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert counter.frame_count <= 2
+
+
+def test_inductor_keeps_the_operator_where_ci_is_set(monkeypatch, fast):
+    """There it refuses an operator that has a decomposition, unless told; a process meets it at its first lowering."""
+    torch.compiler.reset()
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.delitem(lowering.lowerings, FORWARD, raising=False)
+    lowering.FALLBACK_ALLOW_LIST.discard("ibnorm_hf::forward")
+    ops._kept_by_inductor.cache_clear()
+    (x, weight, bias), _ = problem()
+    with inductor_config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
+        found = torch.compile(ib_norm, fullgraph=True)(x, weight, bias)
+    assert torch.equal(found, ib_norm(x, weight, bias))
+    assert FORWARD in lowering.lowerings and fast == [FUSED_CPU] * 2
 
 
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE])

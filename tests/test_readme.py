@@ -4,6 +4,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from ibnorm_hf.hub.norm_facts import norm_table
 from ibnorm_hf.modeling.create import list_norms
 
@@ -11,10 +13,11 @@ BUILT_IN = list_norms("batch")
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("README.md"))]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_python_blocks_run_in_order(capsys):
@@ -42,8 +45,22 @@ def test_table_of_norms_is_what_the_registry_says():
     assert len(known) == 2 + len(BUILT_IN) and all(any(f"| `{name}`" in line for line in known) for name in BUILT_IN)
 
 
-def test_links_and_files_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
-    for path in re.findall(r"(?:recipes|tests|ibnorm_hf)/[\w/.]+\.(?:py|yaml|md)", README):
-        assert (ROOT / path).exists(), path
+def test_python_of_the_recipes_page_runs():
+    snippets = blocks("python", (ROOT / "recipes" / "README.md").read_text())
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, "recipes/README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_files_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", text):
+        if not target.startswith("https://"):
+            titles = re.findall(r"^#+ (.*)$", ((page.parent / target) if target else page).read_text(), re.MULTILINE)
+            names = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in names, f"{target}#{anchor}"
+    for path in re.findall(r"(?:recipes|tests|ibnorm_hf)/[\w/.]+\.(?:py|yaml|md)", text):
+        assert (ROOT / path).exists() or Path(path).stem == "X", path  # X stands for any

@@ -295,7 +295,7 @@ def render() -> str:
             "",
             *comparisons(results["runs"]),
             "",
-            "![validation loss against tokens](recipes/benchmarks/results/conversion.png)",
+            "![validation loss against tokens](results/conversion.png)",
         ]
     )
 
@@ -317,7 +317,7 @@ def main() -> None:
     if given.do is not None:
         given.do(given)
         return
-    readme = ROOT / "README.md"
+    readme = Path(__file__).with_name("README.md")
     draw(json.loads(RESULTS.read_text()))
     pattern = re.compile(f"{MARKERS[0]}.*?{MARKERS[1]}", re.DOTALL)
     write_atomic(readme, pattern.sub(lambda _: f"{MARKERS[0]}\n{render()}\n{MARKERS[1]}", readme.read_text()))

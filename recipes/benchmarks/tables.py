@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's performance tables, made from the CSV files under results/.
+"""The performance tables of README.md beside this file, made from the CSV files under results/.
 
     python recipes/benchmarks/tables.py [--write]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from measure import quantiles
 
 HERE = Path(__file__).parent
-README = HERE.parents[1] / "README.md"
+README = HERE / "README.md"
 START, END = "<!-- performance -->", "<!-- /performance -->"
 LAYERS = ("F.layer_norm", "LlamaRMSNorm", "ibnorm-l", "ibnorm-t", "ibnorm-s", "ibnorm-l-eager", "ibnorm-l-compiled")
 

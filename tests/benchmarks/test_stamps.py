@@ -12,7 +12,13 @@ import pytest
 from recipes.benchmarks import stamp
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "recipes/README.md", "CONTRIBUTING.md", "model_cards/fashion_mnist.md")
+PAGES = (
+    "README.md",
+    "recipes/README.md",
+    "recipes/benchmarks/README.md",
+    "CONTRIBUTING.md",
+    "model_cards/fashion_mnist.md",
+)
 
 
 def test_every_result_has_a_stamp_and_older_ones_are_named():

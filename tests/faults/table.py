@@ -53,7 +53,7 @@ def soak_sentence(soak: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    readme = RESULTS.parents[2] / "README.md"
+    readme = RESULTS.parent / "README.md"
     pattern = re.compile(r"<!-- faults -->.*?<!-- /faults -->", re.DOTALL)
     block = f"<!-- faults -->\n{render()}\n<!-- /faults -->"
     readme.write_text(pattern.sub(lambda _: block, readme.read_text()))

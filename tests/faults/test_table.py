@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's table of faults is what the result files say."""
+"""The table of faults beside the benchmarks is what the result files say."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .table import RESULTS, render
 
-README = Path(__file__).parents[2] / "README.md"
+README = RESULTS.parent / "README.md"
 
 
 def test_readme_shows_the_results():

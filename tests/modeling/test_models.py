@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaMA and GPT-2 with norm flags: Auto classes, loading, initialisation, generation and what transformers promises."""
+"""Every host of text with norm flags: Auto classes, loading, start values, generation, what transformers promises."""
 
 import math
 
@@ -10,71 +10,34 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     EncoderDecoderConfig,
     EncoderDecoderModel,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
 )
 
 from ibnorm_hf import IBNorm, assert_norms, list_norms
 from ibnorm_hf.modeling.recognize import norm_name
 
-ARCHITECTURES = ("llama", "gpt2", "mistral")
-AUTO_CLASSES = (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoModelForQuestionAnswering,
-)
-SMALL = {
-    "llama": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 99,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "gpt2": {
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 64,
-        "vocab_size": 99,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-}
-SMALL["mistral"] = SMALL["llama"] | {"num_key_value_heads": 2}
-VANILLA = {
-    "llama": (LlamaConfig, "rmsnorm"),
-    "gpt2": (GPT2Config, "layernorm"),
-    "mistral": (MistralConfig, "rmsnorm"),
-}
+from ..hosts import CAUSAL, HOSTS, IMAGES, shake
+
 IDS = torch.arange(3, 23).view(2, 10)
 
 
 def make_config(architecture, **flags):
-    return AutoConfig.for_model(f"ibnorm_{architecture}", **SMALL[architecture], **flags)
+    host = HOSTS[architecture]
+    return AutoConfig.for_model(host.model_type, **{**host.sizes(), **flags})
 
 
 def make_model(architecture, auto=AutoModelForCausalLM, **flags):
     """A model in eval mode whose norm weights are not at their initial values."""
     torch.manual_seed(0)
-    model = auto.from_config(make_config(architecture, **flags)).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if any(part in name for part in ("norm", "ln_")):
-                p.add_(torch.randn_like(p) / 2)
-    return model
+    return shake(auto.from_config(make_config(architecture, **flags)))
+
+
+def make_vanilla(architecture):
+    torch.manual_seed(0)
+    host = HOSTS[architecture]
+    return AutoModelForCausalLM.from_config(host.vanilla(**host.sizes())).eval()
 
 
 def first_output(model, **inputs):
@@ -82,8 +45,11 @@ def first_output(model, **inputs):
         return model(IDS, **inputs)[0]
 
 
-@pytest.mark.parametrize("auto", AUTO_CLASSES, ids=lambda a: a.__name__)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture, auto",
+    [(name, auto) for name, host in HOSTS.items() if name not in IMAGES for auto in host.heads],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_auto_round_trip_is_bit_equal(architecture, auto, tmp_path):
     model = make_model(architecture, auto, norm_type="ibnorm-t", norm_lambda=2)
     assert type(model).__name__.startswith("IBNorm")
@@ -95,7 +61,7 @@ def test_auto_round_trip_is_bit_equal(architecture, auto, tmp_path):
 
 
 @pytest.mark.parametrize("name", list_norms())
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_every_norm_trains_in_every_architecture(architecture, name):
     model = make_model(architecture, norm_type=name).train()
     assert {norm_name(m) for n, m in model.named_modules() if norm_name(m)} == {name}
@@ -104,11 +70,10 @@ def test_every_norm_trains_in_every_architecture(architecture, name):
     assert math.isfinite(loss.item()) and all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_vanilla_weights_give_vanilla_logits(architecture, tmp_path):
-    config_class, host_norm = VANILLA[architecture]
-    torch.manual_seed(0)
-    vanilla = AutoModelForCausalLM.from_config(config_class(**SMALL[architecture])).eval()
+    host_norm = HOSTS[architecture].norm
+    vanilla = make_vanilla(architecture)
     ours = AutoModelForCausalLM.from_config(make_config(architecture, norm_type=host_norm)).eval()
     ours.load_state_dict(vanilla.state_dict())
     assert torch.equal(first_output(ours), first_output(vanilla))
@@ -117,14 +82,14 @@ def test_vanilla_weights_give_vanilla_logits(architecture, tmp_path):
     assert torch.equal(first_output(loaded), first_output(vanilla))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_same_seed_gives_every_norm_the_same_linear_weights(architecture):
     def linear_weights(name):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(make_config(architecture, norm_type=name))
         return {n: p for n, p in model.named_parameters() if p.dim() == 2}
 
-    host = linear_weights(VANILLA[architecture][1])
+    host = linear_weights(HOSTS[architecture].norm)
     for name, p in linear_weights("ibnorm-l").items():
         assert torch.equal(p, host[name]), name
 
@@ -159,7 +124,7 @@ MISSING += [(auto, name) for auto in (AutoModel, AutoModelForSequenceClassificat
 
 
 @pytest.mark.parametrize("auto, name", MISSING, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_missing_norm_weights_take_their_start_values(architecture, auto, name, tmp_path):
     model = make_model(architecture, norm_type=name)
     start = dict(norm_parameters(AutoModelForCausalLM.from_config(model.config)))
@@ -200,7 +165,7 @@ def test_missing_norm_weights_inside_a_composite_model(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_low_precision_loads(architecture, dtype, tmp_path):
     model = make_model(architecture)
     model.save_pretrained(tmp_path)
@@ -211,7 +176,7 @@ def test_low_precision_loads(architecture, dtype, tmp_path):
     torch.testing.assert_close(out.float(), first_output(model), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_sharded_checkpoint(architecture, tmp_path):
     model = make_model(architecture)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -220,7 +185,7 @@ def test_sharded_checkpoint(architecture, tmp_path):
     assert torch.equal(first_output(again), first_output(model))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_attention_implementations_agree(architecture):
     model = make_model(architecture)
     outputs = []
@@ -230,7 +195,7 @@ def test_attention_implementations_agree(architecture):
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_generation(architecture):
     model = make_model(architecture)
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -248,7 +213,7 @@ def test_generation(architecture):
     assert model.generate(IDS, num_beams=3, **options).shape == (2, 18)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_checkpointing_gives_bit_equal_gradients(architecture):
     model = make_model(architecture, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
 
@@ -262,7 +227,7 @@ def test_checkpointing_gives_bit_equal_gradients(architecture):
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_compiles_as_one_graph_with_labels(architecture):
     torch.compiler.reset()
     model = make_model(architecture, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
@@ -278,19 +243,18 @@ def test_compiles_as_one_graph_with_labels(architecture):
         torch.testing.assert_close(gradient[name], p.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_inherits_parallel_plans_and_ties(architecture):
-    config_class, _ = VANILLA[architecture]
+    host = HOSTS[architecture]
     for plan in ("base_model_tp_plan", "base_model_pp_plan"):
-        assert getattr(make_config(architecture), plan) == getattr(config_class(**SMALL[architecture]), plan)
+        assert getattr(make_config(architecture), plan) == getattr(host.vanilla(**host.sizes()), plan)
     tied = make_model(architecture, tie_word_embeddings=True)
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
 
 
-def test_parameter_counts_equal_the_hosts():
-    for architecture, (config_class, _) in VANILLA.items():
-        vanilla = AutoModelForCausalLM.from_config(config_class(**SMALL[architecture]))
-        assert make_model(architecture).num_parameters() == vanilla.num_parameters()
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_parameter_counts_equal_the_hosts(architecture):
+    assert make_model(architecture).num_parameters() == make_vanilla(architecture).num_parameters()
 
 
 @pytest.mark.parametrize(
@@ -336,7 +300,7 @@ def test_a_stock_trainer_decays_the_same_parameters_whatever_the_norm(name, tmp_
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    vanilla = AutoModelForCausalLM.from_config(GPT2Config(**SMALL["gpt2"]))
+    vanilla = make_vanilla("gpt2")
     decayed = [
         Trainer(model=model, args=arguments).get_decay_parameter_names(model)
         for model in (vanilla, make_model("gpt2", norm_type=name))

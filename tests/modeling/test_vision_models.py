@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ViT and ResNet with norm flags: Auto classes, loading, initialisation, conversion and its report."""
+"""Every host of images with norm flags: Auto classes, loading, initialisation, conversion and its report."""
 
 import copy
 import math
@@ -13,8 +13,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
-    ResNetConfig,
-    ViTConfig,
 )
 
 from ibnorm_hf import (
@@ -29,44 +27,21 @@ from ibnorm_hf import (
 from ibnorm_hf.modeling.norms import LayerNorm2d
 from ibnorm_hf.modeling.recognize import norm_name
 
-SMALL = {
-    "vit": {
-        "image_size": 16,
-        "patch_size": 8,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_labels": 5,
-    },
-    "resnet": {
-        "embedding_size": 8,
-        "hidden_sizes": [8, 16],
-        "depths": [1, 2],
-        "layer_type": "basic",
-        "num_labels": 5,
-    },
-}
-VANILLA = {"vit": (ViTConfig, "layernorm"), "resnet": (ResNetConfig, "batchnorm")}
-AREA = {"vit": "token", "resnet": "batch"}
-AUTO = [("vit", AutoModel), ("vit", AutoModelForImageClassification)]
-AUTO += [("resnet", AutoModel), ("resnet", AutoModelForImageClassification), ("resnet", AutoBackbone)]
-IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+from ..hosts import HOSTS, IMAGES, shake
+
+PICTURES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 4])
 
 
 def make_config(architecture, **flags):
-    return AutoConfig.for_model(f"ibnorm_{architecture}", **SMALL[architecture], **flags)
+    host = HOSTS[architecture]
+    return AutoConfig.for_model(host.model_type, **{**host.sizes(), **flags})
 
 
-def shake(model):
-    """Norm weights and running statistics away from their initial values; eval mode."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, t in [*model.named_parameters(), *model.named_buffers()]:
-            if "norm" in name and t.is_floating_point():
-                t.add_(torch.rand(t.shape, generator=generator) / 2)
-    return model.eval()
+def make_vanilla(architecture):
+    torch.manual_seed(0)
+    host = HOSTS[architecture]
+    return shake(AutoModelForImageClassification.from_config(host.vanilla(**host.sizes())))
 
 
 def make_model(architecture, auto=AutoModelForImageClassification, **flags):
@@ -76,11 +51,13 @@ def make_model(architecture, auto=AutoModelForImageClassification, **flags):
 
 def first_output(model):
     with torch.no_grad():
-        out = model(IMAGES)[0]
+        out = model(PICTURES)[0]
     return out[0] if isinstance(out, tuple) else out
 
 
-@pytest.mark.parametrize("architecture, auto", AUTO, ids=str)
+@pytest.mark.parametrize(
+    "architecture, auto", [(n, auto) for n, host in IMAGES.items() for auto in host.heads], ids=str
+)
 def test_auto_round_trip_is_bit_equal(architecture, auto, tmp_path):
     model = make_model(architecture, auto, norm_type="ibnorm-t", norm_lambda=2)
     assert type(model).__name__.startswith("IBNorm")
@@ -93,12 +70,14 @@ def test_auto_round_trip_is_bit_equal(architecture, auto, tmp_path):
     assert torch.equal(first_output(again.eval()), first_output(model))
 
 
-@pytest.mark.parametrize("architecture, name", [(a, n) for a, area in AREA.items() for n in list_norms(area)], ids=str)
+@pytest.mark.parametrize(
+    "architecture, name", [(a, n) for a, host in IMAGES.items() for n in list_norms(host.area)], ids=str
+)
 def test_every_norm_trains(architecture, name):
     model = make_model(architecture, norm_type=name).train()
     assert {norm_name(m) for m in model.modules() if norm_name(m)} == {name}
     assert_norms(model)
-    loss = model(IMAGES, labels=LABELS).loss
+    loss = model(PICTURES, labels=LABELS).loss
     loss.backward()
     assert math.isfinite(loss.item()) and all(p.grad.isfinite().all() for p in model.parameters())
     assert all(b.isfinite().all() for b in model.buffers())
@@ -112,11 +91,10 @@ def test_areas():
     assert sum(isinstance(m, LayerNorm2d) for m in make_model("resnet", norm_type="layernorm").modules()) == 8
 
 
-@pytest.mark.parametrize("architecture", VANILLA)
+@pytest.mark.parametrize("architecture", IMAGES)
 def test_vanilla_weights_give_vanilla_logits(architecture, tmp_path):
-    config_class, host_norm = VANILLA[architecture]
-    torch.manual_seed(0)
-    vanilla = shake(AutoModelForImageClassification.from_config(config_class(**SMALL[architecture])))
+    host_norm = HOSTS[architecture].norm
+    vanilla = make_vanilla(architecture)
     ours = AutoModelForImageClassification.from_config(make_config(architecture, norm_type=host_norm)).eval()
     ours.load_state_dict(vanilla.state_dict())
     assert torch.equal(first_output(ours), first_output(vanilla))
@@ -126,11 +104,11 @@ def test_vanilla_weights_give_vanilla_logits(architecture, tmp_path):
     assert make_model(architecture).num_parameters() == vanilla.num_parameters()
 
 
-@pytest.mark.parametrize("architecture", VANILLA)
+@pytest.mark.parametrize("architecture", IMAGES)
 def test_base_models_and_heads_share_checkpoints(architecture, tmp_path):
     """ViT's are stored under older key names, which transformers translates by class name."""
-    config_class, host_norm = VANILLA[architecture]
-    vanilla = shake(AutoModelForImageClassification.from_config(config_class(**SMALL[architecture])))
+    host_norm = HOSTS[architecture].norm
+    vanilla = make_vanilla(architecture)
     vanilla.save_pretrained(tmp_path / "vanilla")
     ours = make_model(architecture, norm_type=host_norm)
     ours.load_state_dict(vanilla.state_dict())
@@ -149,7 +127,7 @@ def test_base_models_and_heads_share_checkpoints(architecture, tmp_path):
 
 
 def test_vanilla_resnet_weights_in_ibnorm_lose_only_the_running_variance(tmp_path):
-    vanilla = shake(AutoModelForImageClassification.from_config(ResNetConfig(**SMALL["resnet"])))
+    vanilla = make_vanilla("resnet")
     vanilla.save_pretrained(tmp_path)
     ours, report = type(make_model("resnet")).from_pretrained(tmp_path, output_loading_info=True)
     assert {key.rpartition(".")[2] for key in report["unexpected_keys"]} == {"running_var"}
@@ -198,31 +176,31 @@ def test_missing_norms_start_right(architecture, auto, name, flags, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("architecture", VANILLA)
+@pytest.mark.parametrize("architecture", IMAGES)
 def test_low_precision_loads(architecture, dtype, tmp_path):
     model = make_model(architecture)
     model.save_pretrained(tmp_path)
     low = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=dtype, device_map="auto").eval()
     with torch.no_grad():
-        out = low(IMAGES.to(dtype)).logits
+        out = low(PICTURES.to(dtype)).logits
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), first_output(model), rtol=0.05, atol=0.05)
 
 
 def test_backbone_gives_the_stages():
     config = make_config("resnet", out_features=["stage1", "stage2"])
-    maps = AutoBackbone.from_config(config)(IMAGES).feature_maps
+    maps = AutoBackbone.from_config(config)(PICTURES).feature_maps
     assert [tuple(m.shape[1:]) for m in maps] == [(8, 4, 4), (16, 2, 2)]
 
 
-@pytest.mark.parametrize("architecture", VANILLA)
+@pytest.mark.parametrize("architecture", IMAGES)
 def test_compiles_as_one_graph_with_labels(architecture):
     torch.compiler.reset()
     model = make_model(architecture).train()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     results = []
     for m in (model, compiled):
-        loss = m(pixel_values=IMAGES, labels=LABELS).loss
+        loss = m(pixel_values=PICTURES, labels=LABELS).loss
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in m.parameters()), *m.buffers()])
     for eager, other in zip(*results, strict=True):
@@ -230,7 +208,7 @@ def test_compiles_as_one_graph_with_labels(architecture):
 
 
 def test_report_says_what_is_carried_and_lost():
-    vanilla = shake(AutoModelForImageClassification.from_config(ResNetConfig(**SMALL["resnet"])))
+    vanilla = make_vanilla("resnet")
     before, state = first_output(vanilla), copy.deepcopy(vanilla.state_dict())
     stem = vanilla.resnet.embedder.embedder.normalization
     report = replace_norms(vanilla, "ibnorm-l", norm_lambda=2)
@@ -244,7 +222,7 @@ def test_report_says_what_is_carried_and_lost():
     assert new.weight is stem.weight and torch.equal(new.running_mean, stem.running_mean)
     assert new.running_mean is not stem.running_mean  # a restored model must not find statistics of another
     assert new.eps == stem.eps and new.momentum == stem.momentum
-    vanilla.train()(IMAGES)
+    vanilla.train()(PICTURES)
     restore_norms(vanilla.eval(), report)
     assert torch.equal(first_output(vanilla), before)
     assert all(torch.equal(value, state[name]) for name, value in vanilla.state_dict().items())
@@ -252,15 +230,15 @@ def test_report_says_what_is_carried_and_lost():
 
 def test_converted_resnet_evaluates_after_training_batches():
     """At a large lambda IBNorm is BatchNorm; what it lacks after conversion is running statistics, and no more."""
-    vanilla = shake(AutoModelForImageClassification.from_config(ResNetConfig(**SMALL["resnet"]))).train()
+    vanilla = make_vanilla("resnet").train()
     for m in vanilla.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.momentum = 1.0
     ours = copy.deepcopy(vanilla)
     replace_norms(ours, "ibnorm-t", norm_lambda=1e6)
-    expected = vanilla(IMAGES).logits
-    torch.testing.assert_close(ours(IMAGES).logits, expected, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(ours.eval()(IMAGES).logits, expected, rtol=1e-3, atol=1e-4)
+    expected = vanilla(PICTURES).logits
+    torch.testing.assert_close(ours(PICTURES).logits, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.eval()(PICTURES).logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_batchnorm_to_normalnorm_carries_running_statistics_and_momentum():

@@ -194,16 +194,37 @@ def _add_hub_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(job=push)
 
 
+def _truth(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"'{word}' is neither true nor false")
+    return word.lower() == "true"
+
+
+_CONVERT_FLAGS: dict[str, dict[str, Any]] = {
+    "norm_lambda": {
+        "type": float,
+        "nargs": "+",
+        "metavar": "NUMBER",
+        "help": "one number, or one a norm; 1e5 is LayerNorm to four digits",
+    },
+    "norm_order": {"metavar": "ORDER", "help": "compress-first, the default, or standardize-first"},
+    "norm_affine": {"type": _truth, "metavar": "TRUTH", "help": "false: no weight"},
+    "norm_bias": {"type": _truth, "metavar": "TRUTH", "help": "a bias or none; default: as the architecture"},
+    "norm_lambda_learned": {"type": _truth, "metavar": "TRUTH", "help": "true: learn lambda, one a norm"},
+    "norm_depth_scale": {"metavar": "SCALE", "help": "sqrt: divide by the root of the layer"},
+    "norm_scope": {"nargs": "+", "metavar": "SITE", "help": "all, or some of final, pre-attention, pre-mlp"},
+    "norm_exclude": {"nargs": "+", "metavar": "NAME", "help": "norms to leave alone: names, or patterns"},
+}
+
+
 def _add_convert_job(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "give a pretrained model other norms; says what changed and measures what it cost"
     parser = jobs.add_parser("convert", help=text, description=text, allow_abbrev=False)
     parser.add_argument("source", metavar="MODEL_OR_ID", help="model folder, Hub id, or GGUF file")
     parser.add_argument("target", metavar="DIR", help="new folder")
     parser.add_argument("--norm_type", required=True, help="see `ibnorm-hf norms`")
-    parser.add_argument(
-        "--norm_lambda", type=float, nargs="+", help="one number, or one a norm; 1e5 is LayerNorm to four digits"
-    )
-    parser.add_argument("--norm_order", default="compress-first", help="or standardize-first (%(default)s)")
+    for flag, options in _CONVERT_FLAGS.items():
+        parser.add_argument(f"--{flag}", **options)
     parser.add_argument("--text", metavar="FILE", help="UTF-8 text to measure the NLL on, before and after")
     parser.add_argument("--max_tokens", type=int, default=2048, help="tokens of the text to score (%(default)s)")
     parser.set_defaults(job=convert)
@@ -214,15 +235,17 @@ def convert(arguments: argparse.Namespace) -> int:
     from .common.errors import UserError
     from .hub.convert import convert as convert_model
 
-    lambdas = arguments.norm_lambda
+    flags = {flag: getattr(arguments, flag) for flag in _CONVERT_FLAGS}
+    for flag, value in flags.items():
+        if isinstance(value, list) and len(value) == 1 and flag != "norm_exclude":
+            flags[flag] = value[0]
     done = convert_model(
         arguments.source,
         arguments.target,
         norm_type=arguments.norm_type,
-        norm_lambda=lambdas[0] if lambdas and len(lambdas) == 1 else lambdas,
-        norm_order=arguments.norm_order,
         text=arguments.text,
         max_tokens=arguments.max_tokens,
+        **flags,
     )
     print("\n".join(done.lines()))
     if done.saved_as is None:

@@ -18,9 +18,13 @@ from . import registration  # noqa: F401 (the console script does not register b
 from .common.errors import UserError, one_line
 from .common.paths import digest, file_sha256
 from .common.run import require_safetensors, verify_model
+from .modeling.recognize import iter_norms
 
 # Belong to the vanilla checkpoint, not to the architecture.
 _NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "quantization_config")
+
+# Flags that mean something for one norm only: another does not inherit them.
+_OF_THE_NORM = ("norm_lambda", "norm_order", "norm_lambda_learned")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ def is_gguf(source: str) -> bool:
 def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfig | None:
     """The config of our model type with the sizes of a vanilla one; None where the architecture has no such type.
 
+    A flag of another norm than the config's own is not inherited by the new one: lambda, its order, and learning it.
+
     Raises:
         ValueError: a norm flag is outside its domain.
     """
@@ -124,6 +130,8 @@ def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfi
         return None
     # A factor on the embeddings of a model that was trained without it would only break it.
     sizes = {"norm_embedding_scale": False} | {k: v for k, v in config.to_dict().items() if k not in _NOT_CARRIED}
+    if "norm_type" in flags:
+        sizes = {k: v for k, v in sizes.items() if k not in _OF_THE_NORM}
     return CONFIG_MAPPING[kind](**{**sizes, **flags})
 
 
@@ -132,12 +140,20 @@ def as_registered(model: PreTrainedModel, config: PreTrainedConfig | None) -> Pr
 
     Raises:
         RuntimeError: a weight would be lost, e.g. the bias of a host norm under ``norm_bias=False``.
+        ValueError: the model has norms that the config's flags do not make, e.g. two kinds of IBNorm.
     """
     name = type(model).__name__
     cls = getattr(ibnorm_hf, name if name.startswith("IBNorm") else f"IBNorm{name}", None)
     if config is None or cls is None:
         return None
     converted: PreTrainedModel = cls(config)
+    made = {path: str(modules[0]) for path, modules in iter_norms(converted)}
+    for path, modules in iter_norms(model):
+        if made.get(path) != str(modules[0]):
+            raise ValueError(
+                f"'{path}' is {modules[0]}, which one {type(config).__name__} cannot say beside norm_type "
+                f"{config.norm_type}; swap all norms, or start from a model with its host's own"
+            )
     converted.load_state_dict(model.state_dict())
     if getattr(model, "generation_config", None) is not None:
         converted.generation_config = model.generation_config

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..common.errors import UserError
+from ..common.errors import UserError, did_you_mean, one_line
 from ..common.nats import mean_nats
 from ..common.paths import write_json
 from ..common.run import CARD, is_model, is_run, model_folder
 from ..common.strict_json import plain
+from ..modeling.configuration_ibnorm import NormFlags
 from ..modeling.replace import replace_norms
 from ..modeling.report import ReplacementReport
 from ..pretrained import as_registered, load_pretrained, registered_config
@@ -49,18 +50,18 @@ def convert(
     target: str | Path,
     *,
     norm_type: str,
-    norm_lambda: float | list[float] | None = None,
-    norm_order: str = "compress-first",
     text: str | Path | None = None,
     max_tokens: int = 2048,
+    **flags: Any,
 ) -> Conversion:
     """Load a pretrained model, swap its norms, measure, and save it as the registered type of its architecture.
 
     Args:
         source: a folder, a Hub id, or a GGUF file; whatever transformers loads.
         target: a folder that does not exist yet. ``conversion.json`` beside the weights keeps the report.
-        norm_type, norm_lambda, norm_order: as in ``replace_norms``.
+        norm_type: one of ``list_norms()``.
         text: a UTF-8 file; its first ``max_tokens`` tokens are scored before and after. Language models only.
+        flags: any other flag of ``NormFlags``; one that is absent or None takes the default of the architecture.
 
     Raises:
         UserError: the source cannot be loaded, the target is taken, or a flag is outside its domain.
@@ -72,13 +73,15 @@ def convert(
     model = loaded.model
     ids = _tokens(loaded.tokenizer, text, max_tokens)
     before = nats_per_token(model, ids)
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        report = replace_norms(model, norm_type, norm_lambda=norm_lambda, norm_order=norm_order)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        config = registered_config(model.config, norm_type=norm_type, **given)
+        options = _options(given) if config is None else config.norm_options()
+        report = replace_norms(model, norm_type, **options)
+        converted = as_registered(model, config)
+    except Exception as error:  # strict configs raise kinds of their own; each wraps one sentence
+        raise UserError(one_line(error.__cause__ or error)) from None
     after = nats_per_token(model, ids)
-    flags = {"norm_type": norm_type, "norm_lambda": norm_lambda, "norm_order": norm_order}
-    converted = as_registered(model, registered_config(model.config, **flags))
     tokens = 0 if ids is None else ids.numel() - 1
     saved_as = None if converted is None else type(converted).__name__
     conversion = Conversion(report, saved_as, tokens, before, after)
@@ -90,6 +93,17 @@ def convert(
         _write_report(conversion, source, target)
         _carry_terms(source, target)
     return conversion
+
+
+def _options(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags as ``replace_norms`` takes them, for an architecture whose config has none."""
+    known = {f.name for f in fields(NormFlags)} - {"norm_type", "norm_embedding_scale"}
+    for name in flags:
+        if name not in known:
+            raise UserError(f"there is no norm flag '{name}'{did_you_mean(name, known)}")
+    options = {**flags, "exclude": flags.get("norm_exclude", ())}
+    options.pop("norm_exclude", None)
+    return options
 
 
 def nats_per_token(model: PreTrainedModel, ids: torch.Tensor | None, window: int = 512) -> float | None:

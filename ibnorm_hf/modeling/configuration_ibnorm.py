@@ -12,6 +12,7 @@ from transformers import GPT2Config, LlamaConfig, ResNetConfig, ViTConfig
 from .compression import canonical_name
 from .create import check_norm_flags, get_spec
 from .peft_targets import share_peft_targets
+from .scope import check_scope
 
 
 @dataclass(kw_only=True, repr=False)
@@ -28,6 +29,9 @@ class NormFlags:
         norm_lambda_learned: learn lambda, one a norm, from the value it would else keep. IBNorm only.
         norm_depth_scale: ``sqrt`` divides the output of the norms in front of attention and MLP by the square root of
             their layer, counted from 1 (LayerNorm scaling, arXiv:2502.05795); any norm over the features of a token.
+        norm_scope: which norms: ``all``, or one or several of ``final``, ``pre-attention`` and ``pre-mlp``; the others
+            stay the host's.
+        norm_exclude: norms that stay the host's: names, last parts of paths or patterns (``["q_norm", "layers.0.*"]``).
         norm_embedding_scale: multiply the token embeddings by a learned number that starts at the square root of the
             width. None: where the norm is published with it, which is LLaMA with ``dyt`` or ``derf``.
     """
@@ -39,6 +43,8 @@ class NormFlags:
     norm_bias: bool = True
     norm_lambda_learned: bool = False
     norm_depth_scale: str | None = None
+    norm_scope: str | list[str] = "all"
+    norm_exclude: list[str] | None = None
     norm_embedding_scale: bool | None = None
 
     norm_area: ClassVar[str] = "token"  # which elements share statistics: the host norm's
@@ -52,6 +58,7 @@ class NormFlags:
                 raise ValueError(f"{type(self).__name__} has no field '{key}'{hint}")
         self.norm_type = canonical_name(self.norm_type)
         self.norm_order = canonical_name(self.norm_order)
+        self.norm_scope = check_scope(self.norm_scope)
         self.validate_norm_flags()
         if self.norm_embedding_scale is None:
             host = self.model_type.removeprefix("ibnorm_")  # type: ignore[attr-defined]
@@ -70,13 +77,18 @@ class NormFlags:
                 self.norm_lambda_learned,
                 self.norm_depth_scale,
             )
+        if check_scope(self.norm_scope) != "all" and self.norm_area == "batch":
+            raise ValueError(
+                f"norm_scope={self.norm_scope} is for a transformer, whose norms stand in front of a part."
+            )
         if self.norm_embedding_scale and not hasattr(type(self), "vocab_size"):
             raise ValueError(f"norm_embedding_scale is for token embeddings, which {type(self).__name__} has not.")
 
     def norm_options(self) -> dict[str, Any]:
         """What ``replace_norms`` is told beside the norm_type."""
-        kept = ("norm_type", "norm_embedding_scale")
-        return {f.name: getattr(self, f.name) for f in fields(NormFlags) if f.name not in kept}
+        kept = ("norm_type", "norm_exclude", "norm_embedding_scale")
+        options = {f.name: getattr(self, f.name) for f in fields(NormFlags) if f.name not in kept}
+        return options | {"exclude": self.norm_exclude or ()}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from torch import nn
 
 from .create import check_norm_type, norm_classes
 from .recognize import iter_norms, norm_name
+from .scope import chosen_norms, is_named
 
 _OUR_FORWARD: dict[type[nn.Module], Any] = {cls: cls.forward for cls in norm_classes()}
 
@@ -17,7 +18,8 @@ def assert_norms(model: nn.Module, norm_type: str | None = None, *, exclude: Seq
 
     Patches that rebind a norm's forward (``use_liger_kernel``, a kernel hub) turn IBNorm into RMSNorm in silence;
     this names the module. ``norm_type``, where given or found in ``model.config``, must match as well, except
-    at the paths, or last parts of paths, that ``exclude`` names.
+    at the paths, last parts of paths, or patterns, that ``exclude`` names. A config's own ``norm_scope`` and
+    ``norm_exclude`` are heeded.
 
     Raises:
         RuntimeError: a patched forward, a norm of another type, or no norm at all.
@@ -26,6 +28,8 @@ def assert_norms(model: nn.Module, norm_type: str | None = None, *, exclude: Seq
     if norm_type is None and hasattr(config, "norm_order"):  # MPT has a norm_type of its own
         norm_type = config.norm_type
     expected = None if norm_type is None else check_norm_type(norm_type, "batch")
+    scope, left = getattr(config, "norm_scope", "all"), getattr(config, "norm_exclude", None) or ()
+    swapped = {path for path, _ in chosen_norms(model, scope, left)}
     norms = [(path, module) for path, modules in iter_norms(model) for module in modules]
     for path, module in norms:
         if not _runs_its_own(module):
@@ -33,7 +37,7 @@ def assert_norms(model: nn.Module, norm_type: str | None = None, *, exclude: Seq
                 f"The forward of '{path}' ({type(module).__name__}) was replaced by other code; "
                 "load the model again without kernel patches such as use_liger_kernel."
             )
-        excluded = any(path == e or path.endswith(f".{e}") for e in exclude)
+        excluded = path not in swapped or any(is_named(path, name) for name in exclude)
         if expected is not None and not excluded and norm_name(module) != expected:
             raise RuntimeError(f"'{path}' is {norm_name(module) or type(module).__name__}, expected {expected}.")
     if not norms:

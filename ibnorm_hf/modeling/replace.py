@@ -12,8 +12,9 @@ from torch import nn
 from .create import SPECS, check_norm_flags, check_norm_type, create_norm, get_spec, scaled_by
 from .recognize import area_of, eps_of, family_of, iter_norms, width_of
 from .report import NormReplacement, ReplacementReport
+from .scope import chosen_norms
 from .sites import site_in
-from .wrappers import plain_path, unwrapped
+from .wrappers import unwrapped
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -36,9 +37,10 @@ def replace_norms(
     norm_bias: bool | None = None,
     norm_lambda_learned: bool = False,
     norm_depth_scale: str | None = None,
+    norm_scope: str | Sequence[str] = "all",
     exclude: Sequence[str] = (),
 ) -> ReplacementReport:
-    """Swap every norm of ``model``, in place, for ``norm_type`` over the area of the norm that stands there.
+    """Swap the norms of ``model``, in place, for ``norm_type`` over the area of the norm that stands there.
 
     Weights that mean the same (``weight``, ``bias``) are carried over as the very same Parameter objects, so values,
     dtype, device, ``requires_grad``, ties and an optimizer's references survive; eps, hooks and train or eval mode too.
@@ -56,14 +58,16 @@ def replace_norms(
         norm_order, norm_affine: as in ``create_norm``.
         norm_bias: None gives a bias exactly where the old norm had one.
         norm_lambda_learned, norm_depth_scale: as in ``create_norm``; a norm that was scaled stays so.
-        exclude: paths, or the last parts of paths (``"q_norm"``), to leave alone; without the parts that PEFT adds.
+        norm_scope: which sites: ``all``, or one or several of ``final``, ``pre-attention`` and ``pre-mlp``.
+        exclude: paths, the last parts of paths (``"q_norm"``), or patterns (``"layers.0.*"``), to leave alone; without
+            the parts that PEFT adds. A config calls it ``norm_exclude``.
 
     Raises:
-        ValueError: an unknown norm_type, a flag outside its domain, no norm found, a module that looks like a norm and
-            computes something else (exclude it to go on), or a list of lambdas of the wrong length.
+        ValueError: an unknown norm_type, a flag outside its domain, no norm in scope, a module that looks like a norm
+            and computes something else (exclude it to go on), or a list of lambdas of the wrong length.
     """
     norm_type = check_norm_type(norm_type, "batch")  # each site has its own area and is checked for it below
-    sites = _find_norms(model, exclude)
+    sites = _find_norms(model, norm_scope, exclude)
     lambdas = _one_each(norm_lambda, len(sites))
     swaps = []
     for (path, modules, family), lam in zip(sites, lambdas, strict=True):
@@ -104,17 +108,12 @@ def restore_norms(model: nn.Module, report: ReplacementReport) -> None:
     _put_in_place(model, old_of)
 
 
-def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, list[nn.Module], str]]:
+def _find_norms(
+    model: nn.Module, norm_scope: str | Sequence[str], exclude: Sequence[str]
+) -> list[tuple[str, list[nn.Module], str]]:
     sites = []
-    base = unwrapped(model)
-    paths = [plain_path(base, path) for path, _ in base.named_modules() if path]
-    for e in exclude:
-        if not any(path == e or path.endswith(f".{e}") for path in paths):
-            raise ValueError(f"exclude names '{e}', but {type(model).__name__} has no such module.")
-    for path, modules in iter_norms(model):
+    for path, modules in chosen_norms(model, norm_scope, exclude):
         module = modules[0]
-        if any(path == e or path.endswith(f".{e}") for e in exclude):
-            continue
         if not path:
             raise ValueError(f"{type(module).__name__} is itself a norm; use create_norm, or name the model around it.")
         family = family_of(module)
@@ -125,7 +124,8 @@ def _find_norms(model: nn.Module, exclude: Sequence[str]) -> list[tuple[str, lis
             )
         sites.append((path, modules, family))
     if not sites:
-        raise ValueError(f"{type(model).__name__} has no norm to replace.")
+        where = "" if norm_scope == "all" and not exclude else f" at norm_scope={norm_scope}, exclude={list(exclude)}"
+        raise ValueError(f"{type(model).__name__} has no norm to replace{where}.")
     return sites
 
 

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from ibnorm_hf import assert_norms
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.hub.convert import convert
+from ibnorm_hf.modeling.configuration_ibnorm import NormFlags
+from ibnorm_hf.modeling.recognize import iter_norms, norm_name
 
 from ..foreign import FOREIGN
 
@@ -104,6 +107,66 @@ def test_report_measurement_and_lambdas_are_kept(tmp_path, text, capsys):
     converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert converted.config.norm_lambda == [1, 2, 3, 4, 5]
     assert converted.model.norm.norm_lambda == 5
+
+
+def test_every_flag_of_a_norm_has_its_option(tmp_path):
+    make_vanilla(tmp_path / "vanilla", "llama")
+    words = {
+        "norm_type": ["ibnorm-t"],
+        "norm_lambda": ["2"],
+        "norm_order": ["standardize-first"],
+        "norm_affine": ["false"],
+        "norm_bias": ["false"],
+        "norm_lambda_learned": ["true"],
+        "norm_depth_scale": ["sqrt"],
+        "norm_scope": ["pre-mlp", "pre-attention"],
+        "norm_exclude": ["layers.0.*"],
+    }
+    # A factor on embeddings that were trained without it would only break them.
+    assert set(words) == {f.name for f in fields(NormFlags)} - {"norm_embedding_scale"}
+    command = [word for flag, values in words.items() for word in (f"--{flag}", *values)]
+    assert main(["convert", str(tmp_path / "vanilla"), str(tmp_path / "out"), *command]) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    config = model.config
+    assert (config.norm_lambda, config.norm_order, config.norm_affine) == (2, "standardize-first", False)
+    assert (config.norm_lambda_learned, config.norm_depth_scale) == (True, "sqrt")
+    assert config.norm_scope == ["pre-mlp", "pre-attention"] and config.norm_exclude == ["layers.0.*"]
+    swapped = [path for path, modules in iter_norms(model) if norm_name(modules[0]) == "ibnorm-t"]
+    assert swapped == [f"model.layers.1.{name}_layernorm" for name in ("input", "post_attention")]
+    assert all(model.get_submodule(path).output_scale == 0.5**0.5 for path in swapped)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--norm_scope", "pre-atention"], "Unknown norm_scope 'pre-atention'"),
+        (["--norm_exclude", "q_nrm"], "exclude names 'q_nrm', but LlamaForCausalLM has no such norm"),
+        (["--norm_depth_scale", "root"], "Unknown norm_depth_scale 'root'"),
+        (["--norm_affine", "maybe"], "'maybe' is neither true nor false"),
+    ],
+    ids=str,
+)
+def test_a_flag_outside_its_domain_is_one_sentence(words, said, tmp_path, capsys):
+    make_vanilla(tmp_path / "vanilla", "llama")
+    command = ["convert", str(tmp_path / "vanilla"), str(tmp_path / "out"), "--norm_type", "ibnorm-l", *words]
+    try:
+        code = main(command)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_two_kinds_of_norms_that_one_config_cannot_say_are_refused(tmp_path):
+    make_vanilla(tmp_path / "vanilla", "llama")
+    convert(str(tmp_path / "vanilla"), tmp_path / "first", norm_type="ibnorm-l")
+    with pytest.raises(
+        UserError, match=r"layers\.0\.input_layernorm' is IBNorm.* cannot say beside norm_type layernorm"
+    ):
+        convert(str(tmp_path / "first"), tmp_path / "out", norm_type="layernorm", norm_scope="final")
+    convert(str(tmp_path / "vanilla"), tmp_path / "scaled", norm_type="rmsnorm", norm_depth_scale="sqrt")
+    convert(str(tmp_path / "scaled"), tmp_path / "again", norm_type="ibnorm-l")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert again.config.norm_depth_scale == "sqrt" and again.model.layers[1].input_layernorm.output_scale == 0.5**0.5
 
 
 def test_heads_are_converted_as_what_they_are(tmp_path):

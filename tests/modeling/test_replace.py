@@ -167,7 +167,7 @@ def test_hooks_work_from_either_side_of_a_swap(llama):
 def test_a_root_norm_and_a_misspelt_exclude_are_refused(llama):
     with pytest.raises(ValueError, match="LayerNorm is itself a norm"):
         replace_norms(nn.LayerNorm(8), "ibnorm-l")
-    with pytest.raises(ValueError, match="exclude names 'q_nrom', but LlamaForCausalLM has no such module"):
+    with pytest.raises(ValueError, match="exclude names 'q_nrom', but LlamaForCausalLM has no such norm"):
         replace_norms(llama, "ibnorm-l", exclude=["q_nrom"])
     with pytest.raises(ValueError, match="'1' \\(LayerNorm\\) looks like a norm"):
         replace_norms(nn.Sequential(nn.LayerNorm(8), nn.LayerNorm((4, 8))), "ibnorm-l")

@@ -26,6 +26,18 @@ def test_command_line_overrides_file(make_recipe):
     assert build_config(recipe).norm_type == "ibnorm-t"
 
 
+def test_norms_are_chosen_by_site_and_by_name(make_recipe, tmp_path: Path):
+    recipe = make_recipe("--norm_scope", "pre-mlp", "final", "--norm_exclude", "layers.0.*")
+    config = build_config(recipe)
+    assert config.norm_scope == ["pre-mlp", "final"] and config.norm_exclude == ["layers.0.*"]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(resolved(recipe)))
+    assert resolved(load_recipe(path)) == resolved(recipe)
+    one, whole = make_recipe("--norm_scope", "final"), make_recipe()
+    assert build_config(one).norm_scope == "final" and build_config(whole).norm_scope == "all"
+    assert identity(resolved(one)) != identity(resolved(whole))
+
+
 def test_numbers_that_yaml_reads_as_strings(recipe_file: Path):
     # YAML 1.1 takes `1e-3` for a string.
     recipe_file.write_text(recipe_file.read_text().replace("1.0e-2", "1e-3"))
@@ -57,6 +69,11 @@ def test_resolved_recipe_is_a_recipe(make_recipe, tmp_path: Path):
         (["--model.norm_type", "dyt"], "write norm_type"),
         (["--norm_type", "ibnorm-q"], "ibnorm-q"),
         (["--norm_lambda", "0"], "lambda"),
+        (
+            ["--norm_scope", "finl"],
+            "Unknown norm_scope 'finl'; known: all, final, pre-attention, pre-mlp. Did you mean",
+        ),
+        (["--norm_exclude", "q_norm"], "exclude names 'q_norm', but IBNormLlamaForCausalLM has no such norm"),
         (["--norm_lambda", "nan"], "lambda"),
         (["--model_type", "lama"], "unknown model type 'lama'; did you mean"),
         (["--model_type", "llama", "--norm_type", "ibnorm-l"], "use model_type ibnorm_llama"),

@@ -76,6 +76,19 @@ class ModelArguments:
         default=None,
         metadata={"help": "`sqrt` divides norms before attention and MLP by the root of their layer; null does not."},
     )
+    norm_scope: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Which norms are swapped: all, or some of final, pre-attention and pre-mlp; the others stay the "
+            "host's. null is all."
+        },
+    )
+    norm_exclude: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Norms that stay the host's: names, last parts of paths, or patterns (layers.0.*); null: none."
+        },
+    )
     norm_embedding_scale: bool | None = field(
         default=None,
         metadata={

@@ -20,8 +20,10 @@ def check_start(model: ModelArguments, data: Any, repo_id: str | None, asked: As
     """
     text = isinstance(data, DataArguments)
     pretrained = model.pretrained is not None
-    if isinstance(model.norm_lambda, list) and len(model.norm_lambda) == 1:
-        model.norm_lambda = model.norm_lambda[0]  # type: ignore[assignment]
+    for key in ("norm_lambda", "norm_scope"):  # one of them is no list
+        value = getattr(model, key)
+        if isinstance(value, list) and len(value) == 1:
+            setattr(model, key, value[0])
     flags = [
         f.name for f in dataclasses.fields(model) if f.name.startswith("norm_") and f.name != "norm_lambda_schedule"
     ]

@@ -78,10 +78,7 @@ def _pretrained_config(recipe: Recipe, source: str) -> PreTrainedConfig:
     given = {flag: getattr(recipe.model, flag) for flag in _NORM_FLAGS if getattr(recipe.model, flag) is not None}
     if not given:
         return config
-    if "norm_type" in given:
-        # Another norm does not inherit what was set for the one before.
-        given = {"norm_lambda": None, "norm_order": "compress-first", "norm_lambda_learned": False, **given}
-    elif not hasattr(config, "norm_type"):
+    if "norm_type" not in given and not hasattr(config, "norm_type"):
         raise UserError(f"key {next(iter(given))}: {source} keeps its own norms; give norm_type to swap them")
     try:
         registered = registered_config(config, **given)

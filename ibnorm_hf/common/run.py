@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import types
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypedDict
 
 from . import strict_json, strict_yaml
-from .errors import UserError, one_line
+from .errors import UserError
+from .forms import Number, check, mismatch
 from .listing import CHECKSUMS, MANIFEST, PICKLES, list_files, pickle_reason, problems, require_regular
 from .paths import file_sha256
 from .strict_json import read_lines, read_object
@@ -27,8 +27,6 @@ MODEL, EVAL, LOSS_CURVE = "model", "eval", "loss.png"
 ADAPTER_CONFIG = "adapter_config.json"
 # What may be written anew beside weights without their being others.
 CARD, EVAL_RESULTS = "README.md", ".eval_results"
-
-Number = int | float
 
 
 class Environment(TypedDict, total=False):
@@ -138,57 +136,6 @@ class AdapterConfig(TypedDict, total=False):
     peft_type: str | None
 
 
-def check(content: Any, form: Any, where: str | Path) -> Any:
-    """Return ``content`` if it has the form of a TypedDict (or a type as above), keys that it does not name left alone.
-
-    Raises:
-        UserError: naming the first key that holds something else.
-    """
-    wrong = _mismatch(content, form, "")
-    if wrong is not None:
-        raise UserError(f"{where} is not what it should be: {wrong}; make it again, or correct it")
-    return content
-
-
-def _mismatch(value: Any, form: Any, key: str) -> str | None:
-    if form is Any:
-        return None
-    if hasattr(form, "__required_keys__"):  # a TypedDict
-        if not isinstance(value, dict):
-            return _phrase(key, "a mapping", value)
-        hints = get_type_hints(form)
-        return _first(_mismatch(value[k], hints[k], f"{key}.{k}" if key else k) for k in hints if k in value)
-    origin, inner = get_origin(form), get_args(form)
-    if origin in (Union, types.UnionType):
-        return (
-            None if any(_mismatch(value, choice, key) is None for choice in inner) else _phrase(key, _text(form), value)
-        )
-    if origin is dict:
-        if not isinstance(value, dict):
-            return _phrase(key, "a mapping", value)
-        return _first(_mismatch(item, inner[1], f"{key}.{one_line(k, 40)}") for k, item in value.items())
-    if origin is list:
-        if not isinstance(value, list):
-            return _phrase(key, "a list", value)
-        return _first(_mismatch(item, inner[0], f"{key}[{number}]") for number, item in enumerate(value))
-    fits = isinstance(value, form) and (form is bool or not isinstance(value, bool))
-    return None if fits else _phrase(key, _text(form), value)
-
-
-def _first(found: Any) -> str | None:
-    return next((text for text in found if text is not None), None)
-
-
-def _text(form: Any) -> str:
-    words = {str: "a text", int: "a whole number", float: "a number", type(None): "null", dict: "a mapping"}
-    choices = [words.get(get_origin(c) or c, "a list") for c in get_args(form)] or [words.get(form, str(form))]
-    return " or ".join(dict.fromkeys(choices))
-
-
-def _phrase(key: str, wanted: str, value: Any) -> str:
-    return f"{f'key {key}' if key else 'it'} holds {one_line(repr(value), 40)} instead of {wanted}"
-
-
 class Run:
     """A run folder, read when asked; ``Run(path)`` reads nothing.
 
@@ -244,7 +191,7 @@ class Run:
         """The lines of metrics.jsonl; half lines, and lines with wrong types, are left out."""
         path = self._file(METRICS)
         lines: Any = () if path is None else read_lines(path)
-        return [line for line in lines if _mismatch(line, Metric, "") is None]
+        return [line for line in lines if mismatch(line, Metric, "") is None]
 
     @cached_property
     def sample(self) -> str:

@@ -180,6 +180,11 @@ def _add_hub_jobs(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("run", metavar="RUN", help="run folder; the card goes beside its weights")
     parser.add_argument("--output", metavar="DIR", help="write card, picture and eval results there instead")
     parser.add_argument("--force", action="store_true", help="replace a card of somebody else; it is kept as *.before")
+    parser.add_argument(
+        "--study",
+        metavar="DIR",
+        help="folder or report.json of the run's study (default: the one that it stands in)",
+    )
     parser.set_defaults(job=card)
 
     text = "publish a run on the Hub in one commit: model, tokenizer, card, code, eval results"
@@ -284,7 +289,8 @@ def card(arguments: argparse.Namespace) -> int:
     from .hub.card import write_card
 
     target = Path(arguments.output) if arguments.output else None
-    print(write_card(arguments.run, target=target, force=arguments.force))
+    study = Path(arguments.study) if arguments.study else None
+    print(write_card(arguments.run, target=target, force=arguments.force, study=study))
     return 0
 
 

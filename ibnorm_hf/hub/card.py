@@ -15,6 +15,7 @@ from ..common import strict_json, strict_yaml
 from ..common.errors import UserError
 from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE
 from ..modeling.compression import get_compression, list_compressions
+from .baselines import beside_baselines
 from .eval_results import entries, write_entries
 from .facts import Facts, read_facts
 from .norm_facts import norm_facts
@@ -45,6 +46,7 @@ def write_card(
     model_id: str | None = None,
     license: str | None = None,
     force: bool = True,
+    study: Path | None = None,
 ) -> Path:
     """Write README.md, the loss curve's picture and ``.eval_results`` beside the weights.
 
@@ -54,11 +56,12 @@ def write_card(
         model_id: how the loading examples name the model; the run's name by default.
         license: what the owner names, where no base says otherwise.
         force: replace a card that is not this program's; what stood there is kept beside it as ``*.before``.
+        study: the study (folder or report.json) that made the run, where it does not stand in its folder.
 
     Raises:
-        UserError: there is no finished model, or one of the run's files cannot be read.
+        UserError: there is no finished model, one of the run's files cannot be read, or the study is another's.
     """
-    facts = read_facts(source, merged=target, license=license)
+    facts = read_facts(source, merged=target, license=license, study=study)
     target = facts.model if target is None else target
     target.mkdir(parents=True, exist_ok=True)
     _keep_foreign(target, force=force)
@@ -140,6 +143,7 @@ def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
         "results": _results(facts),
         "seeds": _seeds(facts),
         "sample": facts.sample,
+        "baselines": beside_baselines(facts.study),
         "leaderboard": leaderboard_table(facts),
         "environment": _environment(facts),
         "limits": _limits(facts),
@@ -224,6 +228,8 @@ def _results(facts: Facts) -> list[tuple[str, str]]:
 def _seeds(facts: Facts) -> str:
     if not facts.validation:
         return f"Spread over seeds: {NOT_MEASURED}."
+    if facts.study is not None:
+        return "One run of one seed; what other seeds make of its arm stands beside baselines."
     return (
         "One run of one seed: spread over seeds not measured, so a difference to another run of about the same size "
         "means nothing."

@@ -24,6 +24,7 @@ from ..common.run import (
     model_folder,
     require_safetensors,
 )
+from ..common.study import Found, study_of
 from .adapter import base_of
 from .licence import Terms, terms_of
 from .scrub import scrub
@@ -53,22 +54,26 @@ class Facts:
     metrics: list[Metric] = field(default_factory=list)
     sample: str = ""
     loss_curve: Path | None = None
+    study: Found | None = None
 
 
-def read_facts(source: str | Path, merged: Path | None = None, license: str | None = None) -> Facts:
+def read_facts(
+    source: str | Path, merged: Path | None = None, license: str | None = None, study: Path | None = None
+) -> Facts:
     """Read a run folder; a model folder alone gives a name, a config and a parameter count.
 
     The files: ``config.yaml``, ``environment.json``, ``data.json``, ``metrics.jsonl``, ``loss.png``,
     ``eval/validation.json``, ``eval/sample.txt``, ``eval/leaderboard.json`` (what ``ibnorm-hf leaderboard RUN``
-    writes; the entry of these very weights) and ``eval/robustness.json``.
+    writes; the entry of these very weights) and ``eval/robustness.json``; and beside the run the report of its study.
 
     Args:
         source: the run or model folder.
         merged: the export of a source that holds an adapter.
         license: what the owner names, where no base says otherwise.
+        study: the study (folder or report.json) that made the run, where it does not stand in its folder.
 
     Raises:
-        UserError: there is no finished model, or a file that is there cannot be read.
+        UserError: there is no finished model, a file that is there cannot be read, or the named study is another's.
     """
     source, model = Path(source), model_folder(source)
     terms = terms_of(source, license)
@@ -90,6 +95,8 @@ def read_facts(source: str | Path, merged: Path | None = None, license: str | No
         "terms": terms,
     }
     if not is_run(source):
+        if study is not None:
+            raise UserError(f"{source} is no run folder, so no study holds it; give the run")
         return Facts(**facts)
     run = Run(source)
     leaderboard = _own_scores(scrub(run.results("leaderboard")), source / "eval" / "leaderboard.json", trained)
@@ -108,6 +115,7 @@ def read_facts(source: str | Path, merged: Path | None = None, license: str | No
         metrics=run.metrics,
         sample=scrub(run.sample),
         loss_curve=require_regular(picture, source) if os.path.lexists(picture) else None,
+        study=scrub(study_of(source, trained, study)),
     )
 
 

@@ -21,8 +21,8 @@ def scrub(value: Any) -> Any:
     credentials."""
     if isinstance(value, dict):
         return {key: scrub(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [scrub(item) for item in value]
+    if isinstance(value, (list, tuple)):
+        return type(value)(scrub(item) for item in value)
     return _PATH.sub(_cut, hide(value)) if isinstance(value, str) else value
 
 

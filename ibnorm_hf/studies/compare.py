@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.paths import digest, write_json
 from ..common.run import Run as RunFolder
+from . import outcome
 from . import plan as planning
 from .audit import Audit, audit, differs_from_vanilla, unfair
 from .definition import Definition, read_definition
@@ -23,7 +25,7 @@ from .fairness import chosen_rates
 from .plan import Run
 from .report import Study, write_report
 from .rows import Row
-from .runs import Job, code_sha256, measured, run_key, state
+from .runs import Job, code_sha256, measured, run_key, state, tidy
 from .statistics import half_width, seeds_for
 from .verdict import judge_rows
 
@@ -84,10 +86,16 @@ class Comparison:
 
     def check(self) -> list[str]:
         """The audit at step 0; returns the sentences against a ranking."""
+        from ..training.job import task_of
+        from ..training.keys.recipe import load_recipe
+
         study, found = self.study, []
         for arm in study.arms:
-            _, task = self.recipe(self.probe(arm))
-            trainer = task.trainer(None, lambda text: None)
+            # A trainer makes its folder; this one's is read by nobody.
+            with tempfile.TemporaryDirectory(prefix="ibnorm_hf_audit_") as aside:
+                words = [*self.words(self.probe(arm)), f"--output_dir={aside}"]
+                task = task_of(load_recipe(str(study.base), words))
+                trainer = task.trainer(None, lambda text: None)
             inputs = self._inputs(task, trainer)
             if arm == study.baseline and (why := differs_from_vanilla(trainer.model, inputs)):
                 found.append(why)
@@ -189,7 +197,11 @@ class Comparison:
             jobs = {}
             for run in runs:
                 folder = self.folder_of(run)
-                if str(folder) not in jobs and state(folder) not in ("done", "diverged"):
+                if str(folder) in jobs:
+                    continue
+                if state(folder) in ("done", "diverged"):
+                    tidy(folder, self.study.keep_models)
+                else:
                     jobs[str(folder)] = Job(
                         str(self.study.base), self.words(run), str(folder), keep_model=self.study.keep_models
                     )
@@ -250,7 +262,7 @@ class Comparison:
                     evaluation_sha256=scores.get("sha256") if finite else None,
                     decay_sha256=found.decay_sha256 if found else None,
                     code_sha256=self.code,
-                    seconds=seconds(folder),
+                    seconds=outcome.seconds(folder),
                 )
             )
         return rows
@@ -261,8 +273,10 @@ class Comparison:
         rows = self.rows(runs)
         judged = judge_rows(rows, study.baseline, study.margin, tuned=study.tuned, refused=refused)
         judged["study"], judged["metric"], judged["unit"] = study.name, study.unit.name, study.unit.unit
-        judged["code_sha256"] = self.code
-        add_effects(judged, rows, self.steps(), self.bytes_per_token(runs))
+        judged["key"], judged["tuned"], judged["code_sha256"] = study.unit.key, study.tuned, self.code
+        every = sorted(set(runs), key=lambda run: (run.label, run.phase))
+        judged["runs"] = outcome.entries(self, every)
+        add_effects(judged, rows, self.steps(), outcome.bytes_per_token(self, runs))
         content = Study(
             title=f"{study.name}: {len(study.arms)} arms against {study.baseline}",
             judged=judged,
@@ -270,13 +284,13 @@ class Comparison:
             unit=study.unit,
             about=self.about(),
             citations={arm.name: arm.source for arm in study.arms.values() if arm.source},
-            runs=[self.line(run) for run in sorted(set(runs), key=lambda run: (run.label, run.phase))],
-            curves=self.curves(runs),
+            runs=[*(outcome.line(self, run) for run in every), *outcome.earlier(self, every)],
+            curves=outcome.curves(self, runs),
             tables={"At step 0": [found.line() for found in self.audits]},
-            lambdas=self.lambdas(),
+            lambdas=outcome.lambdas(study),
         )
         write_report(content, self.folder / "report")
-        write_json(self.folder / "report" / "timing.json", self.timing(rows))
+        write_json(self.folder / "report" / "timing.json", outcome.timing(rows))
         return judged
 
     def about(self) -> list[str]:
@@ -297,62 +311,6 @@ class Comparison:
         budgets = (*self.study.budgets, *self.study.curve_budgets)
         return {budget: planning.scaled({**self.base, **self.study.keys}, budget)["max_steps"] for budget in budgets}
 
-    def bytes_per_token(self, runs: list[Run]) -> float | None:
-        """Of the validation text; None for images."""
-        for run in runs:
-            scores: Any = RunFolder(self.folder_of(run)).validation
-            if scores.get("bits_per_byte") and scores.get("loss"):
-                return float(scores["loss"]) / math.log(2) / float(scores["bits_per_byte"])
-        return None
-
-    def line(self, run: Run) -> dict[str, Any]:
-        """A line of runs.csv."""
-        folder = self.folder_of(run)
-        recipe, _ = self.recipe(run)
-        value = measured(folder, self.study.unit.key)
-        return {
-            "arm": run.arm,
-            "phase": run.phase,
-            "budget": f"{run.budget:g}",
-            "learning_rate": f"{recipe.run.learning_rate:g}",
-            "weight_decay": f"{recipe.run.weight_decay:g}",
-            "seed": run.seed,
-            "state": state(folder),
-            self.study.unit.key: "" if value is None or math.isinf(value) else repr(value),
-            "run": folder.name,
-        }
-
-    def curves(self, runs: list[Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-        """Training loss by step of the claim runs, by budget and arm."""
-        out: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        if self.study.unit.key != "loss":
-            return out
-        for run in runs:
-            if run.phase == "claim":
-                lines: list[Any] = list(RunFolder(self.folder_of(run)).metrics)
-                points = [(float(line["step"]), float(line["loss"])) for line in lines if line.get("loss") is not None]
-                out.setdefault(f"{run.budget:g}", {}).setdefault(run.arm, []).extend(points)
-        return out
-
-    def lambdas(self) -> dict[str, float]:
-        """Lambda of the arms that name one: an arm `NAME@VALUE` belongs to the curve NAME."""
-        values = {name: arm.keys.get("norm_lambda") for name, arm in self.study.arms.items() if "@" in name}
-        return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-
-    def timing(self, rows: list[Row]) -> dict[str, Any]:
-        """Seconds of training an arm and budget: medians with their range. It differs from machine to machine."""
-        groups: dict[str, dict[str, list[float]]] = {}
-        for row in rows:
-            if row.seconds:
-                groups.setdefault(f"{row.budget:g}", {}).setdefault(row.arm, []).append(row.seconds)
-        return {
-            budget: {
-                arm: {"median": statistics.median(s), "low": min(s), "high": max(s), "runs": len(s)}
-                for arm, s in sorted(arms.items())
-            }
-            for budget, arms in sorted(groups.items())
-        }
-
 
 # Keys that decide which samples there are; the rest of a recipe is not asked when they are looked up.
 _DATA_KEYS = frozenset(
@@ -363,17 +321,6 @@ _DATA_KEYS = frozenset(
         *("max_steps", "global_batch_size"),
     ]
 )
-
-
-def seconds(folder: Path) -> float | None:
-    """Seconds of training that a run's log adds up to; None where it does not say."""
-    total, last = 0.0, 0
-    lines: list[Any] = list(RunFolder(folder).metrics)
-    for line in lines:
-        speed, seen = line.get("tokens_per_s", line.get("images_per_s")), line.get("tokens", line.get("images"))
-        if speed and seen:
-            total, last = total + (seen - last) / speed, seen
-    return round(total, 3) if total else None
 
 
 def open_study(path: str | Path, out: str | Path | None, executor: Executor, say: Say = print) -> Comparison:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..common.errors import Diverged, UserError
+from ..common.errors import Diverged
 from ..common.paths import digest, write_json
 from ..common.run import Run
 
@@ -52,16 +52,12 @@ def run_key(resolved: dict[str, Any], data: Any, code: str) -> str:
 
 def state(folder: Path) -> State:
     """Planned (no folder), running (a process holds the folder), done, diverged, or crashed (anything else)."""
-    from ..training.folder.lock import FolderLock
+    from ..training.folder.lock import is_held
 
     if not folder.is_dir():
         return "planned"
-    lock = FolderLock(folder)
-    try:
-        lock.acquire()
-    except UserError:
+    if is_held(folder):
         return "running"
-    lock.release()
     if (folder / DIVERGED).is_file():
         return "diverged"
     return "done" if (folder / "eval" / "validation.json").is_file() else "crashed"
@@ -75,6 +71,7 @@ def execute(job: Job) -> None:
     """
     import torch
 
+    from ..training.folder.lock import InUse
     from ..training.job import pretrain
     from ..training.keys.recipe import load_recipe
 
@@ -89,12 +86,18 @@ def execute(job: Job) -> None:
             pretrain(load_recipe(job.recipe, words))
         except Diverged as error:
             write_json(folder / DIVERGED, {"reason": str(error)})
-    # What is left is what a report reads; a checkpoint of a finished run is read by nobody.
+        except InUse:
+            return  # somebody makes it, or looked at it in this very moment: the study looks again
+    tidy(folder, job.keep_model)
+
+
+def tidy(folder: Path, keep_model: bool) -> None:
+    """Leave of a finished run what a report reads; nobody reads its checkpoints. A kill can come before this."""
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
-    if not job.keep_model:
+    if not keep_model:
         for path in (folder / "model").glob("*.safetensors"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import pytest
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.hub.card import write_card
 from ibnorm_hf.studies.compare import open_study
 from ibnorm_hf.studies.definition import read_definition
 from ibnorm_hf.studies.executors import Local
@@ -82,7 +83,10 @@ def test_a_study_ends_in_a_report_of_every_run(undisturbed):
     folder, judged, made, said = undisturbed
     report = folder / "out" / "report"
     assert json.loads((report / "report.json").read_text()) == judged
-    assert set(judged["arms"]) == {"rmsnorm", "l"} and judged["refused"] == []
+    assert set(judged["arms"]) == {"rmsnorm", "l"} and judged["refused"] == [] and judged["tuned"] is False
+    runs = judged["runs"]
+    assert {run["run"] for run in runs} == set(made) and {run["phase"] for run in runs} == {"claim", "curve"}
+    assert {run["model_sha256"] for run in runs} == {None} and not list((folder / "out").rglob("*.safetensors"))
     # The noise floor's runs are the ablation's claim runs at the smallest budget: made once.
     assert len(made) == len(set(made)) == 2 * 2 * 5
     assert len((report / "runs.csv").read_text().splitlines()) == 1 + 20 + 5
@@ -110,6 +114,16 @@ def test_an_arm_added_later_leaves_the_runs_of_the_others(undisturbed, tmp_path)
     write(folder)
     assert len(here.made) == 10 and all(name.startswith("t-") for name in here.made)
     assert again["arms"]["l"]["difference"] == judged["arms"]["l"]["difference"]
+
+
+def test_a_card_takes_its_place_beside_baselines_from_the_report(tmp_path):
+    text = STUDY.replace("[1, 2, 3, 4, 5]", "[1, 2]").replace("budgets: [1, 2]", "budgets: [1]\nkeep_models: true")
+    judged = open_study(write(tmp_path, text), tmp_path / "o", Here(), lambda text: None).run()
+    run = next(entry for entry in judged["runs"] if entry["arm"] == "l" and entry["phase"] == "claim")
+    assert len({entry["model_sha256"] for entry in judged["runs"]}) == 4 and None not in run.values()
+    text = write_card(tmp_path / "o" / "runs" / run["run"]).read_text()
+    assert f"Study `study`, arm `l`, budget 1x, seed {run['seed']}." in text
+    assert "- l has 2 claim seeds at budget 1, fewer than 5." in text  # refused: no ranking
 
 
 def test_a_crashed_run_is_run_again_and_a_diverged_one_is_not(undisturbed):

@@ -15,6 +15,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+class InUse(UserError):
+    """Another program holds the folder."""
+
+
 class FolderLock:
     """Exclusive use of a folder between `acquire` and `release`.
 
@@ -27,7 +31,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock. Raises UserError if another process holds it."""
+        """Take the lock. Raises InUse if another process holds it."""
         if fcntl is None:
             return
         descriptor = os.open(self.folder, os.O_RDONLY)
@@ -36,7 +40,7 @@ class FolderLock:
         except OSError as error:
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(
+                raise InUse(
                     f"{self.folder} is in use by another run; wait for its end, or choose another output_dir"
                 ) from None
             return
@@ -49,3 +53,20 @@ class FolderLock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the folder now; False where there is no folder."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of the information study that train the norms alone: on a random base and on a pretrained one.
+
+    python recipes/studies/information.py --out runs/information          # goes on where it was after any interruption
+    ibnorm-hf analyze runs/information/llama-random-* --placebo --out DIR
+
+LLaMA tiny and GPT-2 tiny, five norms, three seeds. The pretrained base of a seed is the recipe trained whole with its
+host's own norm (RMSNorm, LayerNorm) and that seed; every norm is then swapped into it and trained alone, at the
+recipe's own rate and steps. One rate for all, tuned for none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ibnorm_hf.cli import main as command
+from ibnorm_hf.common import strict_yaml
+from ibnorm_hf.common.run import Run
+
+RECIPES = Path(__file__).resolve().parents[1]
+HOSTS = {"llama": "rmsnorm", "gpt2": "layernorm"}
+NORMS = ("rmsnorm", "layernorm", "ibnorm-l", "ibnorm-t", "ibnorm-s")
+SEEDS = (1, 2, 3)
+
+
+def runs(out: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """(name, recipe, keys) of every run, a base before what stands on it, and seed after seed."""
+    for seed in SEEDS:
+        for host, own in HOSTS.items():
+            recipe, base = RECIPES / host / "tiny.yaml", f"{host}-base-{own}-{seed}"
+            yield base, recipe, ["--norm_type", own, "--seed", str(seed)]
+            for norm in NORMS:
+                keys = ["--norm_type", norm, "--seed", str(seed), "--train_only", "norms"]
+                yield f"{host}-random-{norm}-{seed}", recipe, keys
+                started = ["--pretrained", str(out / base / "model")]
+                yield f"{host}-pretrained-{norm}-{seed}", out / f"{host}.yaml", keys + started
+
+
+def write_recipes(out: Path) -> None:
+    """The recipes without the sizes, which a pretrained base brings along."""
+    for host in HOSTS:
+        recipe = strict_yaml.read_mapping(RECIPES / host / "tiny.yaml")
+        # A tokenizer is the base's as well, so that both read the same blocks.
+        kept = {key: value for key, value in recipe.items() if key not in ("model", "model_type", "tokenizer")}
+        (out / f"{host}.yaml").write_text(strict_yaml.dumps(kept), encoding="utf-8")
+
+
+def main() -> int:
+    """Train what is not finished; a run that fails is named and left out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--max_steps", help="other than the recipe's, to try this out")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    write_recipes(out)
+    steps = ["--max_steps", arguments.max_steps] if arguments.max_steps else []
+    failed = []
+    for name, recipe, keys in runs(out):
+        if Run(out / name).is_finished:
+            continue
+        print(f"=== {name}", flush=True)
+        code = command(["pretrain", str(recipe), *keys, *steps, "--use_cpu", "true", "--output_dir", str(out / name)])
+        if code >= 128:
+            return code
+        if code:
+            failed.append(name)
+    print(f"failed: {', '.join(failed)}" if failed else "all runs are finished")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

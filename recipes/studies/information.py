@@ -5,8 +5,8 @@
     ibnorm-hf analyze runs/information/llama-random-* --placebo --out DIR
 
 LLaMA tiny and GPT-2 tiny, five norms, three seeds. The pretrained base of a seed is the recipe trained whole with its
-host's own norm (RMSNorm, LayerNorm) and that seed; every norm is then swapped into it and trained alone, at the
-recipe's own rate and steps. One rate for all, tuned for none of them.
+host's own norm (RMSNorm, LayerNorm) and that seed; every norm is then swapped into it and trained alone for a hundred
+steps at the recipe's own rate. One rate for all, tuned for none of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ RECIPES = Path(__file__).resolve().parents[1]
 HOSTS = {"llama": "rmsnorm", "gpt2": "layernorm"}
 NORMS = ("rmsnorm", "layernorm", "ibnorm-l", "ibnorm-t", "ibnorm-s")
 SEEDS = (1, 2, 3)
+ALONE = ("--train_only", "norms", "--max_steps", "100", "--save_steps", "100")
 
 
 def runs(out: Path) -> Iterator[tuple[str, Path, list[str]]]:
@@ -33,7 +34,7 @@ def runs(out: Path) -> Iterator[tuple[str, Path, list[str]]]:
             recipe, base = RECIPES / host / "tiny.yaml", f"{host}-base-{own}-{seed}"
             yield base, recipe, ["--norm_type", own, "--seed", str(seed)]
             for norm in NORMS:
-                keys = ["--norm_type", norm, "--seed", str(seed), "--train_only", "norms"]
+                keys = ["--norm_type", norm, "--seed", str(seed), *ALONE]
                 yield f"{host}-random-{norm}-{seed}", recipe, keys
                 started = ["--pretrained", str(out / base / "model")]
                 yield f"{host}-pretrained-{norm}-{seed}", out / f"{host}.yaml", keys + started

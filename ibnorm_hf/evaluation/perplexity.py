@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from .. import registration  # noqa: F401
-from ..common.errors import UserError, one_line
+from ..common.errors import UserError
+from ..common.held_out import load_validation_blocks
 from ..common.nats import summed_nats
 from ..common.packed import COLUMN, unpack
-from ..common.paths import cache_root, file_sha256, write_json
+from ..common.paths import write_json
 from ..common.run import Run
 from .target import Target
 
@@ -81,37 +82,6 @@ def token_nats(
     starts = range(0, len(mine), batch_size)
     batches = (unpack(blocks[list(mine[start : start + batch_size])][COLUMN]) for start in starts)
     return summed_nats(model, batches, autocast=autocast)
-
-
-def load_validation_blocks(run: Path, blocks: Path | None) -> tuple[Dataset, dict[str, Any]]:
-    """The blocks that a run was validated on, (block_size) token ids a row, and their entry in its ``data.json``.
-
-    Raises:
-        UserError: they are missing, damaged, or not those of the run.
-    """
-    try:
-        content: Any = Run(run).data
-        description, name = content["validation"], content["fingerprints"]["blocks"]
-        files = [(shard["file"], shard["sha256"]) for shard in description["shards"]]
-    except KeyError:
-        raise UserError(f"{run / 'data.json'} does not describe validation blocks; give a run of ibnorm-hf") from None
-    # The description may come from anywhere: its names must stay in their folder.
-    odd = [word for word in (name, *(file for file, _ in files)) if Path(str(word)).name != word]
-    if odd:
-        raise UserError(f"{run / 'data.json'} is not trusted: it names {one_line(odd[0], 80)}, outside its folder")
-    folder = blocks or cache_root() / "blocks" / name
-    parts = []
-    for file, checksum in files:
-        path = folder / file
-        if path.is_symlink() or not path.is_file():
-            raise UserError(
-                f"validation blocks {path} are missing; set IBNORM_CACHE or --blocks to where they are, or make them "
-                "again with `ibnorm-hf prepare RECIPE`"
-            )
-        if file_sha256(path) != checksum:
-            raise UserError(f"validation blocks {path} are not those of {run}; give the folder they were made in")
-        parts.append(Dataset.from_file(str(path)))
-    return concatenate_datasets(parts).with_format("numpy"), description
 
 
 def _options(words: Sequence[str], alone: bool) -> argparse.Namespace:

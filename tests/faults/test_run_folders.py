@@ -19,9 +19,9 @@ import yaml
 from safetensors.torch import save_file
 
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.common.held_out import load_validation_blocks
 from ibnorm_hf.common.listing import MANIFEST, write_listing
 from ibnorm_hf.common.run import fingerprint, model_folder, verify_model
-from ibnorm_hf.evaluation.perplexity import load_validation_blocks
 from ibnorm_hf.evaluation.target import resolve
 from ibnorm_hf.hub.card import make_card
 from ibnorm_hf.hub.facts import read_facts

@@ -7,13 +7,15 @@ with the Auto classes of transformers; everything else is loaded when it is firs
 
 import ast
 import sys
+import warnings
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
 
-_TRANSFORMERS_RANGE = ("5.17", "5.24")
+# The first and last minor release that the tests were run with, and the first that is known to be another interface.
+_TRANSFORMERS_TESTED, _TRANSFORMERS_BELOW = ("5.17", "5.23"), "6"
 
 _PUBLIC = {
     "modeling.compression": ("register_compression",),
@@ -57,11 +59,28 @@ def __dir__() -> list[str]:
 
 
 def _check_transformers(version: str) -> None:
-    lowest, below = ([int(part) for part in bound.split(".")] for bound in _TRANSFORMERS_RANGE)
-    if not lowest <= [int(part) for part in version.split(".")[:2]] < below:
+    """Refuse a release that cannot work, and warn of one that nobody has tried.
+
+    What this package needs of a later release beyond its public interface is looked for where it is used
+    (``common/private_transformers.py``): a part that is gone is an ImportError there.
+
+    Raises:
+        ImportError: older than the first release tested, or of the next major version.
+    """
+    first, last = _TRANSFORMERS_TESTED
+    found, lowest, tested, below = (
+        [int(part) for part in bound.split(".")[:2]] for bound in (version, first, last, _TRANSFORMERS_BELOW)
+    )
+    if not lowest <= found < below:
         raise ImportError(
-            f"ibnorm_hf {__version__} works with transformers >={_TRANSFORMERS_RANGE[0]},<{_TRANSFORMERS_RANGE[1]}, "
+            f"ibnorm_hf {__version__} works with transformers >={first},<{_TRANSFORMERS_BELOW}, "
             f"but {version} is installed; install a version in that range."
+        )
+    if found > tested:
+        warnings.warn(
+            f"ibnorm_hf {__version__} was tested with transformers {first} to {last}; {version} is installed, "
+            "which is newer. Compare what you measure with a tested version before you rely on it.",
+            stacklevel=2,
         )
 
 

@@ -103,12 +103,30 @@ def test_a_model_made_by_auto_loads_bit_equal_in_another_process(tmp_path):
     assert torch.equal(there, model(torch.arange(20).view(2, 10)).logits.detach())
 
 
-@pytest.mark.parametrize(
-    "version, supported", [("5.16.4", False), ("5.17.0", True), ("5.23.1", True), ("5.24.0", False)]
-)
-def test_supported_transformers_are_checked_with_a_sentence(version, supported):
-    if supported:
+@pytest.mark.parametrize("version", ["5.17.0", "5.20.2", "5.23.1"])
+def test_tested_transformers_are_taken_without_a_word(version, recwarn):
+    ibnorm_hf._check_transformers(version)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("version", ["5.24.0", "5.31.2"])
+def test_a_newer_minor_release_is_a_warning_that_names_what_was_tested(version):
+    with pytest.warns(UserWarning, match=rf"was tested with transformers 5.17 to 5.23; {version} is installed"):
         ibnorm_hf._check_transformers(version)
-    else:
-        with pytest.raises(ImportError, match=rf"works with transformers >=5.17,<5.24, but {version} is installed"):
-            ibnorm_hf._check_transformers(version)
+
+
+@pytest.mark.parametrize("version", ["5.16.4", "4.57.0", "6.0.0"])
+def test_transformers_that_cannot_work_are_refused_with_a_sentence(version):
+    with pytest.raises(ImportError, match=rf"works with transformers >=5.17,<6, but {version} is installed"):
+        ibnorm_hf._check_transformers(version)
+
+
+def test_a_private_part_that_is_gone_is_named():
+    from ibnorm_hf.common.private_transformers import require
+
+    class Trainer:
+        kept = 1
+
+    require(Trainer, ("kept",), "transformers", "5.17 to 5.23")
+    with pytest.raises(ImportError, match=r"Trainer of the installed transformers has no lost any more"):
+        require(Trainer, ("kept", "lost"), "transformers", "5.17 to 5.23")

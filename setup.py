@@ -11,7 +11,7 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)]+)\)")
 
 
 def long_description(readme: str, home: str | None, version: str) -> str:
-    """README with absolute links: to the files of this version at ``home``, or their words alone where there is none."""
+    """README with absolute links, to the files of this version at ``home``; where there is none, their words alone."""
 
     def absolute(found: re.Match[str]) -> str:
         picture, words, path = found.groups()

@@ -24,11 +24,15 @@ def judge_classifier(folder: Path, model: Any, images: Any, prepare: Any, *, bat
     write_json(folder / "eval" / "robustness.json", robustness)
     picture = folder / "eval" / "robustness.png"
     draw_robustness(robustness, images[0]["pixel_values"], picture, f"{folder.name}, {len(images):,} images")
+    return [*robustness_lines(robustness), f"robustness {picture}"]
+
+
+def robustness_lines(robustness: dict[str, Any]) -> list[str]:
+    """The numbers of eval/robustness.json that one looks at first."""
     clean = robustness["clean"]
     return [
         f"validation loss {clean['loss']:.4f}  top-1 {clean['top1']:.4f}  top-5 {clean['top5']:.4f}",
         f"calibration error {clean['calibration_error']:.4f}  corrupted top-1 {robustness['corrupted_top1']:.4f}",
-        f"robustness {picture}",
     ]
 
 

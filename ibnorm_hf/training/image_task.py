@@ -32,6 +32,8 @@ from .plan import _classes, size_text, trained_lines
 class ImageTask:
     """Everything of a run that is about images. ``data`` are the images, loaded when first asked for."""
 
+    unit = "images"
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.arguments = recipe, arguments_of(recipe)
         self.recorded: dict[str, Any] | None = None  # fingerprints of the data that a run was begun with
@@ -100,6 +102,9 @@ class ImageTask:
             validation=self.data.validation,
             objective=ImageObjective(self.views),
         )
+
+    def require_same_base(self, manifest: dict[str, Any]) -> None:
+        """Nothing: a classifier begins with random weights."""
 
     def validation(self, scores: dict[str, Any], trainer: PretrainTrainer) -> dict[str, Any]:
         """`eval/validation.json` of the last step's scores."""

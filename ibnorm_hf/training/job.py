@@ -17,11 +17,13 @@ from transformers.utils import logging as hf_logging
 from ..common import strict_yaml
 from ..common.errors import UserError
 from ..common.paths import sync_folder, write_json
+from ..common.run import METRICS, Run
 from .early import try_trainer_parts
 from .folder.failures import told
 from .folder.manifest import seal
 from .folder.resume import checkpoint_to_resume, require_same_data
 from .folder.run_folder import claim, write_environment
+from .folder.state import finished_end, set_aside
 from .folder.together import agreed, forget, on_this_machine
 from .image_task import ImageTask
 from .keys.identity import identity, run_id
@@ -38,7 +40,8 @@ __all__ = ["Result", "prepare", "pretrain", "print_plan", "task_of", "train_to_t
 class Result:
     """End of a run: numbers as in eval/validation.json, or the signal that stopped it early.
 
-    ``per_s`` is its mean speed in tokens or images, ``task`` and ``model`` what is needed to judge the model further.
+    ``per_s`` is its mean speed in tokens or images, ``task`` and ``model`` what is needed to judge the model further;
+    ``model`` is None for a run that was ``found`` finished.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class Result:
     stopped_by: int | None = None
     task: TextTask | ImageTask | None = None
     model: Any = None
+    found: bool = False
 
 
 def task_of(recipe: Recipe) -> TextTask | ImageTask:
@@ -67,6 +71,8 @@ def print_plan(recipe: Recipe) -> None:
 def pretrain(recipe: Recipe) -> Result:
     """Train a recipe to its last step, resuming what is there, and complete its run folder.
 
+    A folder that holds the finished run is left as it is, and its results are returned.
+
     Raises:
         UserError: for every mistake that can be put right, in one sentence.
     """
@@ -76,6 +82,9 @@ def pretrain(recipe: Recipe) -> Result:
     task = task_of(recipe)
     space = "checkpoints before it are unharmed; free some room, and the same command goes on from the newest"
     with told(folder=folder, space=space, memory=task.memory), ExitStack() as held:
+        end = agreed(lambda: finished_end(recipe, folder), main_only=True)
+        if end is not None:
+            return _found(recipe, task, end, say)
         for line in agreed(lambda: task.plan(dry=False)):
             say(line)
         agreed(lambda: try_trainer_parts(recipe))
@@ -86,6 +95,8 @@ def pretrain(recipe: Recipe) -> Result:
 def _run(recipe: Recipe, task: TextTask | ImageTask, folder: Path, say: Any) -> Result:
     run = recipe.run
     checkpoint = agreed(lambda: checkpoint_to_resume(recipe, folder, say), main_only=True)
+    if checkpoint is not None and checkpoint[1]["step"] < run.max_steps:
+        agreed(lambda: set_aside(folder, say), main_only=True)
     task.recorded = checkpoint[1].get("fingerprints") if checkpoint else None
     description = agreed(lambda: task.description)
     marks = agreed(lambda: description["fingerprints"], main_only=True)
@@ -174,6 +185,22 @@ def _finish(recipe: Recipe, task: TextTask | ImageTask, trainer: PretrainTrainer
     model = trainer.accelerator.unwrap_model(trainer.model)
     speed = _mean_speed(folder / "metrics.jsonl", f"{trainer.objective.unit}_per_s")
     return Result(folder, validation, speed, sample, task=task, model=model)
+
+
+def _found(recipe: Recipe, task: TextTask | ImageTask, end: tuple[Path, dict[str, Any]], say: Any) -> Result:
+    """The results of a finished run, which stays as it is. What it was trained on is compared as for any other."""
+    run = Run(str(recipe.run.output_dir))
+    task.recorded = end[1].get("fingerprints")
+    try:
+        mine = agreed(lambda: task.description["fingerprints"])
+    except UserError as error:
+        say(f"resume: what the recipe names now cannot be compared with what the run was trained on: {error}")
+    else:
+        require_same_data(end, mine, mine)
+        agreed(lambda: task.require_same_base(end[1]), main_only=True)
+    say(f"resume: all {recipe.run.max_steps} steps are done, nothing to train: {run.folder} is finished and stays")
+    speed = _mean_speed(run.folder / METRICS, f"{task.unit}_per_s")
+    return Result(run.folder, dict(run.validation), speed, run.sample, task=task, found=True)
 
 
 def _save_final(trainer: PretrainTrainer, folder: Path) -> None:

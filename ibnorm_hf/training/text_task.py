@@ -55,6 +55,8 @@ def _silent(text: str) -> None:
 class TextTask:
     """Everything of a run that is about text. ``data`` are its blocks, prepared when first asked for."""
 
+    unit = "tokens"
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.recorded: dict[str, Any] | None = None  # fingerprints of the data that a run was begun with
@@ -130,11 +132,23 @@ class TextTask:
             "pretrained_commit": getattr(config, "_commit_hash", None),
         }
         facts = {name: value for name, value in found.items() if value is not None}
+        self._require_same(facts, manifest or {})
+        return facts
+
+    def require_same_base(self, manifest: dict[str, Any]) -> None:
+        """Raise UserError if a local pretrained model is no longer the one that a finished run was trained from."""
+        source = self.recipe.model.pretrained
+        found = base_sha256(source) if source else None
+        self._require_same({"pretrained_sha256": found} if found else {}, manifest)
+
+    def _require_same(self, facts: dict[str, Any], manifest: dict[str, Any]) -> None:
         for name, value in facts.items():
             # Checkpoints of earlier versions do not say it.
-            if manifest is not None and manifest.get(name, value) != value:
-                raise UserError(f"the config or weights of {source} have changed since; bring the old ones back")
-        return facts
+            if manifest.get(name, value) != value:
+                raise UserError(
+                    f"the config or weights of {self.recipe.model.pretrained} have changed since; bring the old ones "
+                    "back, or choose another output_dir"
+                )
 
     def _annealing(
         self, config: Any, trainer: PretrainTrainer, manifest: dict[str, Any] | None, say: Any

@@ -32,8 +32,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, where `make_recipe` expects it."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    """A copy of the run, where `make_recipe` expects it, as if killed after its last checkpoint.
+
+    With `model/`, it would be finished, and nobody would read its checkpoints any more.
+    """
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(copy / "model")
+    return copy
 
 
 @pytest.hookimpl(wrapper=True)

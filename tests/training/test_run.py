@@ -262,6 +262,7 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path):
 def test_falling_back_ends_in_the_same_weights(run: Path, make_recipe, capsys):
     before = load_file(run / "model" / "model.safetensors")
     flip(run / "checkpoint-6" / "optimizer.pt")
+    shutil.rmtree(run / "model")  # with it, the run would be finished
     job.pretrain(make_recipe())
     assert "passing over checkpoint-6" in capsys.readouterr().out
     after = load_file(run / "model" / "model.safetensors")

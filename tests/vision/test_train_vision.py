@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -72,6 +73,17 @@ def test_a_run_leaves_the_folder_of_every_run(name, tmp_path, capsys):
     again = load_recipe(folder / "config.yaml")
     assert again.sizes == load_recipe(RECIPES / f"{name}.yaml").sizes
 
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert main(["pretrain", *words]) == 0
+    again = capsys.readouterr().out
+    assert "nothing to train" in again and out.splitlines()[-1] in again and "calibration error" in again
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+    (folder / "eval" / "robustness.json").unlink()  # as if killed before it
+    assert main(["pretrain", *words]) == 0
+    assert json.loads((folder / "eval" / "robustness.json").read_text()) == robustness
+
 
 @pytest.mark.parametrize("norm", ["ibnorm-l", "normalnorm"])
 def test_a_resumed_run_is_bit_equal(norm, tmp_path):
@@ -81,6 +93,7 @@ def test_a_resumed_run_is_bit_equal(norm, tmp_path):
     for path in sorted((tmp_path / "resumed").glob("checkpoint-6/*")):
         path.unlink()
     (tmp_path / "resumed" / "checkpoint-6").rmdir()
+    shutil.rmtree(tmp_path / "resumed" / "model")
     run("resnet/tiny", tmp_path / "resumed", "--norm_type", norm)
     whole, resumed = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("whole", "resumed"))
     assert whole.keys() == resumed.keys() and any("running" in k for k in whole)

@@ -119,7 +119,6 @@ def _tell(recipe: Recipe, result: Result) -> None:
     """Print the outcome of a run, with its pictures."""
     from .analysis.loss_curve import plot_loss_curve
     from .common.errors import printable
-    from .common.run import LOSS_CURVE
 
     if "perplexity" in result.validation:
         scores = result.validation
@@ -130,10 +129,14 @@ def _tell(recipe: Recipe, result: Result) -> None:
             print(f"speed {result.per_s:,.0f} tokens/s")
         print(f"sample: {printable(result.sample)}")
     else:
-        _tell_classifier(recipe, result)
+        from .evaluation.robustness_chart import judge_classifier
+
+        batch, task = recipe.run.per_device_eval_batch_size, cast(Any, result.task)
+        images, prepare = task.data.validation, task.views.evaluate
+        for line in judge_classifier(result.folder, result.model, images, prepare, batch_size=batch):
+            print(line)
     try:
-        drawn = result.folder / LOSS_CURVE
-        plot = str(drawn if result.found and drawn.is_file() else plot_loss_curve(result.folder))
+        plot = str(plot_loss_curve(result.folder, anew=not result.found))
     except ValueError as error:  # logging_steps beyond max_steps
         plot = f"not drawn: {error}"
     print(f"loss curve {plot}")
@@ -142,23 +145,6 @@ def _tell(recipe: Recipe, result: Result) -> None:
         from .hub.push import push as push_run
 
         push_run(result.folder, recipe.repo_id, private=recipe.run.hub_private_repo)
-
-
-def _tell_classifier(recipe: Recipe, result: Result) -> None:
-    from .common.run import Run
-    from .evaluation.robustness_chart import judge_classifier, robustness_lines
-
-    measured = Run(result.folder).results("robustness") if result.found else None
-    if measured:
-        print("\n".join(robustness_lines(measured)))
-        return
-    model, task = result.model, cast(Any, result.task)
-    if model is None:  # killed between the last file of the job and this one
-        from transformers import AutoModelForImageClassification
-
-        model = AutoModelForImageClassification.from_pretrained(Run(result.folder).model)
-    images, batch = task.data.validation, recipe.run.per_device_eval_batch_size
-    print("\n".join(judge_classifier(result.folder, model, images, task.views.evaluate, batch_size=batch)))
 
 
 def prepare(arguments: argparse.Namespace) -> int:

@@ -6,19 +6,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..common.run import Run
 
-def plot_loss_curve(run: str | Path, *, target: str | Path | None = None) -> Path:
-    """Draw training and validation loss (nats a token) over steps.
+
+def plot_loss_curve(run: str | Path, *, target: str | Path | None = None, anew: bool = True) -> Path:
+    """Draw training and validation loss over steps, in nats a token, or nats an image for a classifier.
 
     Args:
         run: run folder with a metrics.jsonl.
         target: PNG to write; `loss.png` in the run folder by default.
+
+        anew: draw it although the file is there.
 
     Raises:
         ValueError: metrics.jsonl is absent or holds no loss.
     """
     run = Path(run)
     target = Path(target) if target is not None else run / "loss.png"
+    if target.is_file() and not anew:
+        return target
     train, validation = read_losses(run / "metrics.jsonl")
     # The object interface: pyplot would pick a display and keep every figure alive.
     from matplotlib.figure import Figure
@@ -28,11 +34,16 @@ def plot_loss_curve(run: str | Path, *, target: str | Path | None = None) -> Pat
     axes.plot(*zip(*train, strict=True), lw=1.2, label="training")
     if validation:
         axes.plot(*zip(*validation, strict=True), "o-", ms=3.5, lw=1.2, label="validation")
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=run.resolve().name)
+    axes.set(xlabel="step", ylabel=f"loss (nats {_unit(run)})", title=run.resolve().name)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, dpi=120)
     return target
+
+
+def _unit(run: Path) -> str:
+    """What a loss is the mean over: the lines of a classifier count images."""
+    return "an image" if any("images" in line for line in Run(run).metrics) else "a token"
 
 
 def read_losses(path: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.paths import write_json
+from ..common.run import Run
 from .classification import evaluate_images
 from .corruptions import CORRUPTIONS, corrupt
 
@@ -18,8 +19,17 @@ from .corruptions import CORRUPTIONS, corrupt
 def judge_classifier(folder: Path, model: Any, images: Any, prepare: Any, *, batch_size: int) -> list[str]:
     """Measure a run's classifier on clean and corrupted images: eval/robustness.json and .png; returns lines to print.
 
-    ``model``, ``images``, ``prepare`` and ``batch_size`` are those of ``evaluate_images``.
+    ``model``, ``images``, ``prepare`` and ``batch_size`` are those of ``evaluate_images``. Without a ``model`` that has
+    just been trained, what was measured earlier is taken, or else the model of the folder.
     """
+    if model is None:
+        if measured := Run(folder).results("robustness"):
+            return robustness_lines(measured)
+        from transformers import AutoModelForImageClassification
+
+        from .. import registration  # noqa: F401
+
+        model = AutoModelForImageClassification.from_pretrained(Run(folder).model)
     robustness = evaluate_images(model, images, prepare, batch_size=batch_size)
     write_json(folder / "eval" / "robustness.json", robustness)
     picture = folder / "eval" / "robustness.png"

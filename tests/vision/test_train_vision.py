@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from ibnorm_hf import IBBatchNorm2d
+from ibnorm_hf.analysis import loss_curve
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training import job
@@ -73,6 +74,7 @@ def test_a_run_leaves_the_folder_of_every_run(name, tmp_path, capsys):
     again = load_recipe(folder / "config.yaml")
     assert again.sizes == load_recipe(RECIPES / f"{name}.yaml").sizes
 
+    assert loss_curve._unit(folder) == "an image"
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 from ibnorm_hf import registration
 from ibnorm_hf.modeling.recognize import family_of, iter_norms
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 # A config takes what it has a field for.
 SMALL = {
     # text
@@ -60,6 +63,16 @@ class Host:
 HOSTS = {host.name: host for host in (Host(*entry) for entry in registration._MODELS.items())}
 CAUSAL = {name: host for name, host in HOSTS.items() if AutoModelForCausalLM in host.heads}
 IMAGES = {name: host for name, host in HOSTS.items() if AutoModelForImageClassification in host.heads}
+
+
+def recipes(hosts: dict[str, Host]) -> list[str]:
+    """The shipped recipes that pretrain one of these hosts, as ``llama/tiny``."""
+    types = {host.model_type for host in hosts.values()}
+    return sorted(
+        path.relative_to(RECIPES).with_suffix("").as_posix()
+        for path in RECIPES.glob("*/*.yaml")
+        if yaml.safe_load(path.read_text(encoding="utf-8")).get("model_type") in types
+    )
 
 
 def shake(model: nn.Module) -> nn.Module:

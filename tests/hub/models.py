@@ -6,19 +6,13 @@ from transformers.utils import logging
 
 from ibnorm_hf import registration
 
-DECODER = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "num_labels": 3}
+from ..hosts import HOSTS
+
 logging.disable_progress_bar()
 
-SIZES = {
-    "ibnorm_llama": DECODER
-    | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    | {"num_key_value_heads": 2},  # every family without sizes of its own takes these; Mistral would have 8
-    "ibnorm_gpt2": DECODER | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
-    "ibnorm_vit": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    | {"image_size": 8, "patch_size": 4, "num_labels": 3},
-    "ibnorm_resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-    | {"num_labels": 3},
-}
+SMALLER = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "n_embd": 16, "n_head": 2}
+SMALLER |= {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0, "num_labels": 3, "image_size": 8, "patch_size": 4}
+HOST_OF = {host.config: host for host in HOSTS.values()}
 
 
 def heads(every=True):
@@ -33,7 +27,7 @@ def heads(every=True):
 def build(config_class, cls, **flags):
     """A model whose every parameter, norm weights included, has a value that no initialization gives."""
     torch.manual_seed(0)
-    config = config_class(**{**SIZES.get(config_class.model_type, SIZES["ibnorm_llama"]), **flags})
+    config = config_class(**{**HOST_OF[config_class].sizes(**SMALLER), **flags})
     model = cls(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibnorm_hf.modeling.compression import list_compressions
 from ibnorm_hf.modeling.functional import ib_norm_reference
 
-VARIANTS = ("ibnorm-l", "ibnorm-t", "ibnorm-s", "ibnorm-sqrt")
+VARIANTS = tuple(list_compressions())
 ORDERS = ("compress-first", "standardize-first")
 WIDTHS = (1, 3, 7, 192, 760, 1023, 2048)
 DEFAULTS = (torch.float64, torch.bfloat16, torch.float16, "meta")  # of a process; float32 on the CPU is tested anyhow

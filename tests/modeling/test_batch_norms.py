@@ -20,7 +20,7 @@ from .checks import DEFAULTS, TOLERANCE, VARIANTS, gradients
 
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 SHAPES = ((2, 3, 4, 5), (1, 1, 1, 7), (6, 5, 1, 1), (3, 16, 9, 2))
-BATCH_NORMS = ("ibnorm-l", "ibnorm-t", "ibnorm-s", "ibnorm-sqrt", "normalnorm-noiseless")
+BATCH_NORMS = (*VARIANTS, "normalnorm-noiseless")
 
 
 def images(shape, dtype=torch.float32, layout="contiguous", seed=0):

@@ -101,7 +101,7 @@ def test_dyt_saved_before_embeddings_could_be_scaled_computes_what_it_did(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["ibnorm-l", "layernorm", "rmsnorm", "dyt-plain"])
-@pytest.mark.parametrize("kind", ["ibnorm_llama", "ibnorm_gpt2"])
+@pytest.mark.parametrize("kind", ["ibnorm_llama", "ibnorm_gpt2"])  # of one kind of site each
 def test_depth_scale_in_front_of_attention_and_mlp(kind, name, tmp_path):
     model = make(kind, norm_type=name, norm_depth_scale="sqrt")
     scales = [getattr(m[0], "output_scale", 1.0) for _, m in iter_norms(model)]

@@ -14,18 +14,18 @@ import torch
 from ibnorm_hf import ib_norm
 from ibnorm_hf.modeling import dispatch, functional, fused_triton
 
-from .checks import DEFAULTS, LAYOUTS, ORDERS, VARIANTS, assert_matches_reference, make_input
+from .checks import DEFAULTS, LAYOUTS, ORDERS, assert_matches_reference, make_input
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def compared(device: str) -> int:
     """Every combination, none left to another path; returns how many were compared."""
-    from ibnorm_hf.modeling.fused_triton import FUSED_TRITON
+    from ibnorm_hf.modeling.fused_triton import _CODES, FUSED_TRITON
 
     triton = partial(ib_norm, backend="triton")
     count = 0
-    for variant, order, dtype, width in itertools.product(VARIANTS, ORDERS, DTYPES, (1, 3, 192, 1023)):
+    for variant, order, dtype, width in itertools.product(_CODES, ORDERS, DTYPES, (1, 3, 192, 1023)):
         layout = LAYOUTS[count % len(LAYOUTS)]
         x = make_input(5, width, dtype, layout).to(device)
         assert functional._kernels(x, functional.get_compression(variant), order, "triton") is FUSED_TRITON

@@ -6,12 +6,13 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch import nn
 from torch.utils.data import BatchSampler
-from transformers import AutoConfig, AutoModelForCausalLM, ResNetConfig, ResNetModel, ViTConfig, ViTModel
+from transformers import AutoModelForCausalLM, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
-import ibnorm_hf  # noqa: F401 - registers the model types
 from ibnorm_hf.modeling.create import get_spec, list_norms
 from ibnorm_hf.training.loop.decay import decay_groups
 from ibnorm_hf.training.loop.order import SampleOrder
+
+from ..hosts import CAUSAL
 
 
 def test_order_is_permutations_in_a_row():
@@ -54,19 +55,11 @@ def test_ids_digest_covers_a_range():
     assert list(order.range(2, 3)) == order.ids(2) + order.ids(3)
 
 
-SIZES = {
-    "ibnorm_llama": dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
-    ),
-    "ibnorm_gpt2": dict(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=16),
-}
-
-
 def causal_lm(kind: str, **flags) -> nn.Module:
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES[kind], **flags))
+    return AutoModelForCausalLM.from_config(CAUSAL[kind].config(**CAUSAL[kind].sizes(), **flags))
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", CAUSAL)
 def test_every_norm_gets_the_same_decayed_parameters(kind: str):
     groups = {norm: decay_groups(causal_lm(kind, norm_type=norm)) for norm in list_norms()}
     for norm, group in groups.items():
@@ -79,7 +72,7 @@ def test_every_norm_gets_the_same_decayed_parameters(kind: str):
 
 
 def test_gpt2_groups_by_name():
-    group = decay_groups(causal_lm("ibnorm_gpt2", norm_type="ibnorm-l"))
+    group = decay_groups(causal_lm("gpt2", norm_type="ibnorm-l"))
     assert "transformer.h.0.attn.c_attn.weight" in group.decay  # a Conv1D
     assert "transformer.wpe.weight" in group.decay
     assert "transformer.h.0.ln_1.weight" in group.no_decay
@@ -99,7 +92,7 @@ def test_vision_models():
 
 
 def test_frozen_parameters_are_in_no_group():
-    model = causal_lm("ibnorm_llama")
+    model = causal_lm("llama")
     model.model.embed_tokens.weight.requires_grad_(False)
     group = decay_groups(model)
     assert "model.embed_tokens.weight" not in group.decay + group.no_decay

@@ -34,7 +34,10 @@ class Run:
 
 def overrides(study: Definition, run: Run, base: dict[str, Any]) -> dict[str, Any]:
     """The keys that make the base recipe this run; ``base`` holds the base's own values."""
-    keys = {**study.keys, **study.arms[run.arm].keys}
+    shared, own = study.keys, study.arms[run.arm].keys
+    keys = {**shared, **own}
+    if isinstance(shared.get("model"), dict) and isinstance(own.get("model"), dict):
+        keys["model"] = {**shared["model"], **own["model"]}
     lengths = scaled({**base, **keys}, run.budget)
     rate = {n: v for n, v in zip(("learning_rate", "weight_decay"), run.rate, strict=True) if v is not None}
     return {**keys, **lengths, **rate, "seed": run.seed}
@@ -46,10 +49,10 @@ def as_words(keys: dict[str, Any]) -> list[str]:
     for key, value in keys.items():
         if key == "model" and isinstance(value, dict):
             out += as_words({f"model.{k}": v for k, v in value.items()})
-        elif isinstance(value, list):
+        elif isinstance(value, list) and not key.startswith("model."):
             out += [f"--{key}", *map(str, value)]
         else:
-            text = json.dumps(value) if isinstance(value, dict | bool) or value is None else str(value)
+            text = json.dumps(value) if isinstance(value, dict | list | bool) or value is None else str(value)
             out.append(f"--{key}={text}")
     return out
 

@@ -38,13 +38,6 @@ RESULTS: dict[str, tuple[str, ...]] = {
     f"{HERE}/results/kills.json": ("ibnorm_hf/training", "tests/faults"),
     f"{HERE}/results/soak.json": ("ibnorm_hf/training", "ibnorm_hf/modeling", f"{HERE}/soak.py"),
     f"{HERE}/results/prepare.json": ("ibnorm_hf/training/text", f"{HERE}/prepare_memory.py"),
-    "model_cards/fashion_mnist.json": (
-        "ibnorm_hf/modeling",
-        "ibnorm_hf/training",
-        "ibnorm_hf/evaluation/classification.py",
-        "ibnorm_hf/evaluation/corruptions.py",
-        f"{HERE}/fashion_mnist.py",
-    ),
 }
 
 

@@ -17,7 +17,6 @@ PAGES = (
     "recipes/README.md",
     "recipes/benchmarks/README.md",
     "CONTRIBUTING.md",
-    "model_cards/fashion_mnist.md",
 )
 
 

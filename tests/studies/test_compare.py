@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from ibnorm_hf.hub.card import write_card
 from ibnorm_hf.studies.compare import open_study
 from ibnorm_hf.studies.definition import read_definition
 from ibnorm_hf.studies.executors import Local
-from ibnorm_hf.studies.plan import tuning
+from ibnorm_hf.studies.plan import as_words, noise_floor, overrides, tuning
 from ibnorm_hf.studies.runs import execute, state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +174,17 @@ def test_the_baseline_is_held_against_transformers_own_model(tmp_path, monkeypat
     wrong = STUDY.replace("baseline: rmsnorm", "baseline: l")
     comparison = open_study(write(tmp_path, wrong), tmp_path / "o", Here(), lambda text: None)
     assert any("differ from transformers' own model" in why for why in comparison.check())
+
+
+def test_sizes_of_the_model_are_shared_and_may_be_lists(tmp_path):
+    shared = "keys: {model: {hidden_size: 32, sizes: [1, 2]}, corpus: [a, b]}\narms:"
+    text = STUDY.replace("arms:", shared).replace("ibnorm-l}", "ibnorm-l, model: {hidden_size: 64}}")
+    study = read_definition(write(tmp_path, text))
+    run = replace(noise_floor(study)[0], arm="l")
+    words = as_words(overrides(study, run, {"max_steps": 4}))
+    assert {"--model.hidden_size=64", "--model.sizes=[1, 2]"} <= set(words)
+    at = words.index("--corpus")
+    assert words[at + 1 : at + 3] == ["a", "b"]
 
 
 def start(study, out):

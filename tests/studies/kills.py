@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGKILL of a whole study at random moments; then the same command must end in the undisturbed report.
+
+    python -m tests.studies.kills --forked 20      # studies in forks of this process: seconds a kill
+    python -m tests.studies.kills --local 20 --slurm 20 --json recipes/benchmarks/results/study_kills.json
+
+``--local`` kills the real command with its worker processes: the whole group, or the command alone, whose workers must
+then die with it. ``--slurm`` does the same under a real Slurm of one node: the command alone, while its jobs go on, or
+a job. The seed is printed; ``IBNORM_TEST_SEED`` takes it back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.benchmarks.stamp import stamped
+
+from ..faults.kills import Points
+from ..slurm import one_node
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = "recipes/benchmarks/results/study_kills.json"
+BASE = f"""
+model_type: ibnorm_llama
+model: {{vocab_size: 300, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+  max_position_embeddings: 16}}
+corpus: {ROOT / "LICENSE"}
+tokenizer: train
+block_size: 16
+validation_fraction: 0.1
+validation_tokens: 64
+max_steps: 3
+global_batch_size: 2
+per_device_train_batch_size: 2
+learning_rate: 1.0e-2
+logging_steps: 1
+eval_steps: 3
+save_steps: 2
+report_to: none
+use_cpu: true
+"""
+STUDY = """
+base: base.yaml
+baseline: rmsnorm
+margin: 0.05
+arms:
+  rmsnorm: {norm_type: rmsnorm}
+  l: {norm_type: ibnorm-l}
+claim_seeds: [1, 2]
+"""
+GRID = "grid: {learning_rate: [1.0e-2, 3.0e-2]}\ntuning_seeds: [101]\n"  # two more phases
+
+
+@dataclass
+class Tally:
+    """What was tried and what came of it; ``where`` counts the kills by what was killed, and at which call."""
+
+    tried: int = 0
+    studies: int = 0
+    in_a_row: int = 0
+    where: Counter[str] = field(default_factory=Counter)
+    complaints: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "where": dict(sorted(self.where.items()))}
+
+
+def write_study(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "study.yaml").write_text(text)
+    return folder / "study.yaml"
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """The report by file; what the clock measured is no part of it."""
+    report = out / "report"
+    return {path.name: path.read_bytes() for path in sorted(report.iterdir()) if path.name != "timing.json"}
+
+
+class Here:
+    """Makes runs one after another in this process."""
+
+    def run(self, jobs: list[Any]) -> Iterator[tuple[Any, None]]:
+        from ibnorm_hf.studies.runs import execute
+
+        for job in jobs:
+            execute(job)
+            yield job, None
+
+
+class Forked:
+    """An attempt is a fork of this process: killed by the clock, or at a chosen call of the file system or a step."""
+
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self.study, self.chance, self.points = write_study(folder, STUDY), chance, 0
+
+    def attempt(self, out: Path, limit: float | None) -> tuple[int, str]:
+        """(status as of os.waitpid, what was killed); ``limit`` is the longest time to a kill, None for no kill."""
+        by_clock = limit is not None and (self.chance.random() < 0.5 or not self.points)
+        fatal = None if limit is None or by_clock else self.chance.randint(1, self.points)
+        after = self.chance.uniform(0, limit) if by_clock and limit is not None else None
+        log, count = out.with_suffix(".log"), out.with_suffix(".count")
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            self._run(out, log, count, fatal)
+        if after is not None:
+            time.sleep(after)
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if count.exists():
+            self.points = max(self.points, int(count.read_text()))
+        text = log.read_text(errors="replace")
+        where = text.rpartition("killed at: ")[2].strip() if "killed at: " in text else "by the clock"
+        return status, where if status else text
+
+    def _run(self, out: Path, log: Path, count: Path, fatal: int | None) -> None:
+        from ibnorm_hf.studies.compare import open_study
+
+        status = 3
+        try:
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            # Runs send their output elsewhere; where a kill came must be read here.
+            sys.stdout = os.fdopen(os.dup(1), "w")
+            points = Points(fatal)
+            points.arm()
+            open_study(self.study, out, Here(), lambda text: None).run()
+            count.write_text(str(points.count))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+
+class Command:
+    """An attempt is the real command, in a process group of its own."""
+
+    words = ("--processes", "2")
+
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self.study, self.chance = write_study(folder, STUDY + GRID), chance
+
+    def attempt(self, out: Path, limit: float | None) -> tuple[int, str]:
+        """As ``Forked.attempt``."""
+        words = [sys.executable, "-m", "ibnorm_hf.cli", "compare", str(self.study), "--out", str(out), *self.words]
+        with open(out.with_suffix(".log"), "w") as log:
+            process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            where = ""
+            if limit is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(self.chance.uniform(0, limit))
+                if process.poll() is None:
+                    where = self.kill(process)
+            status = process.wait()
+        text = out.with_suffix(".log").read_text(errors="replace")
+        return (0, text) if status in (0, 3) else (abs(status), where or text)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> str:
+        """Kill something of the study; returns what."""
+        if self.chance.random() < 0.5:
+            os.killpg(process.pid, signal.SIGKILL)
+            return "the command and its workers"
+        process.kill()
+        return "the command alone"
+
+
+class Slurm(Command):
+    """The same under Slurm: the command dies and its jobs go on, or a job dies and the command goes on."""
+
+    words = ("--executor", "slurm", "--at_once", "2")
+
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        super().__init__(folder, chance)
+        self.study = write_study(folder, STUDY)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> str:
+        done = subprocess.run(["squeue", "-h", "-t", "R", "-o", "%A"], capture_output=True, text=True)
+        running = done.stdout.split()
+        if running and self.chance.random() < 0.5:
+            subprocess.run(["scancel", "--signal=KILL", "--full", self.chance.choice(running)], check=False)
+            process.wait()
+            return "a job"
+        process.kill()
+        return "the command alone"
+
+
+def torture(kind: Any, folder: Path, count: int, chance: random.Random, say: Callable[[str], Any]) -> Tally:
+    """Kill studies ``count`` times; hold each finished one against one that was left alone."""
+    tally, way = Tally(), kind(folder / "study", chance)
+    begin = time.monotonic()
+    status, text = way.attempt(folder / "whole", None)
+    if status:
+        raise RuntimeError(f"the undisturbed study failed:\n{text}")
+    seconds, wanted = time.monotonic() - begin, content(folder / "whole")
+    while tally.tried < count:
+        out, kills = folder / f"out{tally.studies}", 0
+        tally.studies += 1
+        for _ in range(min(chance.randint(2, 5), count - tally.tried)):
+            status, text = way.attempt(out, seconds)
+            if status == 0:
+                break
+            kills += 1
+            tally.where[text.splitlines()[-1] if text else "?"] += 1
+            if "Error" in text or "error" in text:
+                tally.complaints.append(text[-800:])
+        status, text = way.attempt(out, None)
+        tally.tried += kills
+        tally.in_a_row = max(tally.in_a_row, kills)
+        if status:
+            tally.complaints.append(f"it failed: {text[-800:]}")
+        elif content(out) != wanted:
+            differing = [name for name, value in content(out).items() if wanted.get(name) != value]
+            tally.complaints.append(f"{out.name} differs in {differing or 'what is missing'}")
+        elif left := [str(path) for path in out.rglob("*") if path.name.startswith("checkpoint-")]:
+            tally.complaints.append(f"{out.name} keeps {left[0]}")
+        else:
+            shutil.rmtree(out)
+        say(f"{kind.__name__.lower()}: {tally.tried}/{count} kills in {tally.studies} studies, {kills} in a row")
+    return tally
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kill studies at random and compare what comes of them.")
+    for name in ("forked", "local", "slurm"):
+        parser.add_argument(f"--{name}", type=int, default=0, metavar="COUNT")
+    parser.add_argument("--seed", type=int, default=os.environ.get("IBNORM_TEST_SEED"))
+    parser.add_argument("--json", type=Path)
+    words = parser.parse_args()
+    seed = random.SystemRandom().randrange(1 << 31) if words.seed is None else int(words.seed)
+    print(f"seed {seed} (the same again: IBNORM_TEST_SEED={seed})", flush=True)
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    torch.set_num_threads(1)
+    say = lambda text: print(text, flush=True)  # noqa: E731
+    made: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="study-kills-") as name:
+        folder = Path(name)
+        os.environ.setdefault("IBNORM_CACHE", str(folder / "cache"))
+        if words.forked:
+            # Imported before the forks; nothing here may start a thread.
+            import transformers.models.llama.modeling_llama  # noqa: F401
+
+            import ibnorm_hf.studies.compare
+            import ibnorm_hf.training.job  # noqa: F401
+
+            made["forked"] = torture(Forked, folder / "forked", words.forked, random.Random(seed), say)
+        if words.local:
+            made["local"] = torture(Command, folder / "local", words.local, random.Random(seed), say)
+        if words.slurm:
+            (folder / "node").mkdir()
+            with one_node(folder / "node") as environment:
+                os.environ |= environment
+                made["slurm"] = torture(Slurm, folder / "slurm", words.slurm, random.Random(seed), say)
+                subprocess.run(["scancel", "--name=ibnorm-hf"], check=False)
+    result = {"seed": seed, **{name: tally.as_dict() for name, tally in made.items()}}
+    complaints = [line for tally in made.values() for line in tally.complaints]
+    for line in complaints:
+        print(line, file=sys.stderr)
+    print(json.dumps(result))
+    if words.json:
+        words.json.parent.mkdir(parents=True, exist_ok=True)
+        words.json.write_text(json.dumps(stamped(RESULT, result), indent=2) + "\n")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,6 @@
 """Real SIGKILLs of a study at random moments; the real command and Slurm are one command away (see ``kills``)."""
 
 import json
-import os
 import subprocess
 import sys
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.strict_json import read_object
 from .offline import check_folder, go_offline, inside, leaderboard_leaves
+from .remarks import told
 from .target import Target, resolve
 
 PERPLEXITY = "perplexity"
@@ -110,6 +111,12 @@ def _print_table(path: Path) -> None:
         print(make_table(results, "groups"))
     for name, excluded in results["ibnorm"]["excluded"].items():
         print(f"incomplete: {name}: {excluded['reason']}")
+    for name in results["results"]:
+        for phrase in told(results["ibnorm"], name):
+            print(f"note: {name}: {phrase}")
+    for option in ("limit", "gen_kwargs"):
+        if (value := results["config"].get(option)) is not None:
+            print(f"note: measured with --{option} {value}")
 
 
 def _absolute(words: Sequence[str]) -> list[str]:

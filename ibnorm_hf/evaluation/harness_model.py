@@ -99,20 +99,25 @@ class IBNormLM(HFLM):
     def begin_task(self) -> None:
         """Count prompts anew, and let ``batch_size auto`` be found anew: the next task may have longer requests."""
         self.batch_sizes: dict[Any, int] = {}
-        self.asked, self.cut, self.longest = 0, 0, 0
+        self.asked, self.cut, self.longest, self.room = 0, 0, 0, self.max_length
 
     def cut_prompts(self) -> dict[str, int]:
-        """Over all processes since ``begin_task``: prompts, those cut from the left to fit, tokens of the longest."""
-        counts = [(self.asked, self.cut, self.longest)]
+        """Over all processes since ``begin_task``: prompts, those cut from the left to fit, tokens of the longest.
+
+        ``room`` is what a prompt may have of the model's ``positions``.
+        """
+        counts = [(self.asked, self.cut, self.longest, self.room)]
         if self.world_size > 1:
             counts = self.gather_object(counts[0], dst=0) or counts
-        asked, cut, longest = zip(*counts, strict=True)
-        return {"prompts": sum(asked), "cut": sum(cut), "longest": max(longest), "positions": self.max_length}
+        asked, cut, longest, room = zip(*counts, strict=True)
+        found = {"prompts": sum(asked), "cut": sum(cut), "longest": max(longest), "room": min(room)}
+        return {**found, "positions": self.max_length}
 
     def _count(self, tokens: int, room: int) -> None:
         self.asked += 1
         self.cut += tokens > room
         self.longest = max(self.longest, tokens)
+        self.room = min(self.room, room)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         for _, context, continuation in requests:

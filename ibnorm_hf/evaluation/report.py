@@ -32,7 +32,7 @@ def _row(row: Measured, indent: str) -> tuple[str, ...]:
         f"{row.chance:.4f}",
         f"{row.score:.2f}",
         f"{row.score_stderr:.2f}",
-        row.note or row.mark,
+        "; ".join(text for text in (row.note or row.mark, row.remark) if text),
     )
 
 
@@ -79,7 +79,9 @@ def _tables(models: Sequence[Scored]) -> list[tuple[str, Table]]:
 
 
 def _missing_lines(models: Sequence[Scored]) -> list[str]:
-    return [f"{m.name}: missing or incomplete: {', '.join(m.missing)}" for m in models if m.missing]
+    """What is missing, and what the numbers of a model are not."""
+    missing = [f"{m.name}: missing or incomplete: {', '.join(m.missing)}" for m in models if m.missing]
+    return [*missing, *(f"{m.name}: note: {remark}" for m in models for remark in m.remarks)]
 
 
 def as_table(models: Sequence[Scored]) -> str:
@@ -128,6 +130,8 @@ def _records(models: Sequence[Scored]) -> list[dict[str, Any]]:
                     "score_stderr": row.score_stderr,
                     "mark": row.mark,
                     "note": row.note,
+                    "remark": row.remark,
+                    "full": not (row.note or row.remark),
                     "difference": gap.points if gap else None,
                     "difference_stderr": gap.stderr if gap else None,
                     "verdict": gap.verdict if gap else None,

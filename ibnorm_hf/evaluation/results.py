@@ -12,6 +12,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.strict_json import read_object
 from .bounds import LEAVES, Leaf
+from .remarks import remark_of, summary, told
 from .scores import Measured, standard_error
 
 
@@ -61,8 +62,11 @@ def _load_model(place: Path) -> ModelResults:
         return model
     model = ModelResults(place.resolve().name)
     origin: dict[str, Path] = {}
-    for path in _files(place):
-        content = read_object(path)
+    files = {path: read_object(path) for path in _files(place)}
+    for path, content in files.items():
+        if _superseded(content, path, files):
+            model.remarks.append(f"{path.name}: passed over, left by an evaluation that did not end")
+            continue
         before = set(model.leaves)
         limit = model.limit
         _add(model, content, path, lenient=True)
@@ -78,6 +82,20 @@ def _load_model(place: Path) -> ModelResults:
     if not model.leaves:
         raise UserError(f"{place} holds no leaderboard results (results_*.json); run `ibnorm-hf eval` first")
     return model
+
+
+def _superseded(content: dict[str, Any], path: Path, files: dict[Path, dict[str, Any]]) -> bool:
+    """Whether an evaluation broke off, and another one, which ended, measured a task of it with other settings."""
+    if _ended(content):
+        return False
+    mine = set(LEAVES) & set(_results(content, path))
+    others = [set(_results(other, at)) for at, other in files.items() if at != path and _ended(other)]
+    return any(mine & theirs for theirs in others)
+
+
+def _ended(content: dict[str, Any]) -> bool:
+    """The means over groups are the last that `ibnorm-hf eval` writes; of other programs' files nothing is known."""
+    return "groups" in content or not isinstance(content.get("ibnorm"), dict)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -133,6 +151,9 @@ def _add(model: ModelResults, content: dict[str, Any], place: Path, lenient: boo
         )
     if config.get("gen_kwargs"):
         model.remarks.append(f"{place.name}: gen_kwargs {config['gen_kwargs']} are not the leaderboard's")
+    if isinstance(ours := content.get("ibnorm"), dict):
+        cut = {task: "; ".join(told(ours, task)) for task in found}
+        model.remarks += [f"{place.name}: {line}" for line in summary(cut)]
 
 
 def _weights(content: dict[str, Any]) -> str | None:
@@ -174,7 +195,8 @@ def _read_leaf(content: dict[str, Any], leaf: Leaf, place: Path) -> Measured:
         stderr=sum(errors) / len(errors),
         n=n,
         chance=leaf.chance,
-        note=_incomplete(content, leaf.task),
+        note=(note := _incomplete(content, leaf.task)),
+        remark=remark_of(content, leaf, n, excluded=bool(note)),
     )
 
 

@@ -43,7 +43,8 @@ class Measured:
         chance: expected ``raw`` of a guesser.
         fixed_score: for means only, whose score is the mean of scores; else it follows from ``raw``.
         fixed_score_stderr, fixed_chance_stderr: for means only, propagated from their parts.
-        note: why the number is incomplete, or "".
+        note: why the number is incomplete, so that no mean is made with it, or "".
+        remark: in what the measurement is not the full one, or "".
     """
 
     name: str
@@ -55,6 +56,7 @@ class Measured:
     fixed_score_stderr: float | None = field(default=None, repr=False)
     fixed_chance_stderr: float | None = field(default=None, repr=False)
     note: str = ""
+    remark: str = ""
 
     @property
     def score(self) -> float:
@@ -122,6 +124,7 @@ def combine(name: str, parts: Sequence[Measured], note: str = "") -> Measured:
         fixed_score_stderr=spread([p.score_stderr for p in parts]),
         fixed_chance_stderr=spread([p.chance_stderr for p in parts]),
         note=note,
+        remark=f"{short} of {k} parts are no full measurement" if (short := sum(bool(p.remark) for p in parts)) else "",
     )
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 
 from ..common import strict_yaml
 from .facts import Facts
-from .results import MEASURES
+from .results import MEASURES, is_full
 
 # Data sets of the Hub behind the leaderboard's tasks, by the beginning of a task's name.
 _DATASETS = {
@@ -77,9 +77,10 @@ def write_entries(facts: Facts, folder: Path) -> None:
 
 
 def _subtasks(facts: Facts) -> list[tuple[dict, str]]:
+    """The full measurements; on a part of the questions, or of prompts, a number stands in the card alone."""
     out = []
     for row in facts.leaderboard.get("rows", []):
         dataset = next((d for start, d in _DATASETS.items() if str(row["name"]).startswith(start)), None)
-        if row["level"] == "subtask" and dataset is not None:
+        if row["level"] == "subtask" and dataset is not None and is_full(row, facts.leaderboard):
             out.append((row, dataset))
     return out

@@ -146,9 +146,9 @@ def _own_scores(content: dict[str, Any], path: Path, model: Path) -> dict[str, A
         if found is None:
             return {}
         _check_rows(found, path)
-        ", ".join(found.get("missing") or [])
+        ", ".join([*(found.get("missing") or []), *(found.get("remarks") or [])])
         for row in found["rows"]:
-            "".join([row["level"], row["name"], row.get("mark") or "", row.get("note") or ""])
+            "".join([row["level"], row["name"], *(row.get(key) or "" for key in ("mark", "note", "remark"))])
             sum([row["raw"], row["stderr"], row["score"], row["chance"]]) + row["n"]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is not what `ibnorm-hf leaderboard RUN` writes; make it again") from None

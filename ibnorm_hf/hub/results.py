@@ -35,6 +35,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def is_full(row: dict[str, Any], scores: dict[str, Any]) -> bool:
+    """Whether a row of leaderboard.json is a full measurement; files of earlier versions say it of the whole only."""
+    return bool(row["full"]) if "full" in row else not (row.get("note") or scores.get("remarks"))
+
+
 def leaderboard_table(facts: Facts) -> str:
     """Score, raw value, standard error, n and chance of every benchmark; of every subtask where some are missing."""
     if not facts.leaderboard:
@@ -55,12 +60,14 @@ def leaderboard_table(facts: Facts) -> str:
             f"{row['chance']:.4f}",
             f"{row['n']:,}",
             row.get("mark") or "",
-            row.get("note") or "",
+            "; ".join(text for key in ("note", "remark") if (text := row.get(key))),
         ]
         for row in shown
     ]
     text = table(["benchmark", "score", "raw ± stderr", "chance", "n", "", "note"], cells)
     text += "\n\nA score is 0 at chance and 100 when all is right; within two standard errors of chance it is chance."
+    for remark in facts.leaderboard.get("remarks") or []:
+        text += f"\n\nNot the leaderboard's own measurement: {remark}."
     missing = facts.leaderboard.get("missing")
     if missing:
         text += f"\n\nNot measured, so there is no average: {', '.join(missing)}."

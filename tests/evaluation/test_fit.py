@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models with few positions: what does not fit is clamped and said, what cannot be is refused before the work."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def test_generation_and_prompts_are_cut_to_what_fits_and_it_is_said(
     command: Callable, place: Place, short: Path, tmp_path: Path
 ) -> None:
     words = ("--data", place.data, "--output_path", tmp_path, "--limit", "1", "--tasks", f"{SNARKS},{IFEVAL}")
-    code, _, err = command("eval", short, *words)
+    code, out, err = command("eval", short, *words)
     assert code == 0, err
+    assert f"note: {IFEVAL}: 32 of 1,280 new tokens" in out and "note: measured with --limit 1" in out
+    assert re.search(rf"note: {SNARKS}: 2 of 2 prompts cut \(the longest to 64 of \d+ tokens\)", out)
     assert f"{IFEVAL}: 32 new tokens instead of 1280, to fit 64 positions" in err
     content = results_of(tmp_path)
     ours = content["ibnorm"]

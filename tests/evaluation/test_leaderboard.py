@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
+from ibnorm_hf.evaluation.bounds import LEAVES
 from ibnorm_hf.evaluation.leaderboard import leaderboard
 
 from .conftest import make_results, write_results
+
+SNARKS, IFEVAL = "leaderboard_bbh_snarks", "leaderboard_ifeval"
 
 
 def rows(text: str) -> dict[str, dict[str, Any]]:
@@ -199,6 +203,61 @@ def test_fewer_questions_than_the_leaderboards_are_marked(command: Callable, tmp
     _, out, err = command("leaderboard", path)
     told = " ".join(f"{out} {err}".split())
     assert "fewer questions than the leaderboard's, first leaderboard_ifeval: 100 of 541" in told
+
+
+def unusual() -> dict[str, Any]:
+    """Results of a model with few positions, as `ibnorm-hf eval` writes them: whole, but for what did not fit."""
+    content = make_results()
+    for task, leaf in LEAVES.items():
+        content["n-samples"][task]["effective"] = leaf.documents
+    content["config"]["gen_kwargs"] = {"temperature": 0.5}
+    cut = {"prompts": 250, "cut": 216, "longest": 1342, "room": 256, "positions": 256}
+    content["ibnorm"] = {
+        "clamped": {IFEVAL: {"asked": 1280, "given": 128}},
+        "prompts": {SNARKS: cut, IFEVAL: {**cut, "cut": 0}},
+    }
+    return {**content, "groups": {}}
+
+
+def test_what_is_no_full_measurement_says_so_everywhere(command: Callable, tmp_path: Path, monkeypatch: Any) -> None:
+    path = write_results(tmp_path / "results.json", unusual())
+    _, out, _ = command("leaderboard", path, "--format", "json")
+    found = rows(out)
+    assert found[SNARKS]["remark"] == "216 of 250 prompts cut (the longest to 256 of 1,342 tokens)"
+    assert found[IFEVAL]["remark"] == "gen_kwargs {'temperature': 0.5}; 128 of 1,280 new tokens"
+    assert found["leaderboard_math_algebra_hard"]["remark"] == "gen_kwargs {'temperature': 0.5}"
+    assert found["BBH"]["remark"] == "1 of 24 parts are no full measurement"
+    full = {name for name, row in found.items() if row["full"]}
+    assert {"GPQA", "MMLU-PRO", "leaderboard_bbh_navigate"} <= full and full.isdisjoint({SNARKS, IFEVAL, "Average"})
+    remarks = json.loads(out)["models"][0]["remarks"]
+    assert any(
+        line.endswith(f"2 tasks are no full measurement, first {IFEVAL}: 128 of 1,280 new tokens") for line in remarks
+    )
+    for style in ("table", "markdown"):
+        text = command("leaderboard", path, "--format", style)[1]
+        assert found[SNARKS]["remark"] in text and all(f"note: {line}" in text for line in remarks)
+    written: list[str] = []
+    monkeypatch.setattr(Text, "set_text", lambda self, text: written.append(str(text)))
+    assert command("leaderboard", path, "--chart", tmp_path / "chart.png")[0] == 0
+    drawn = " ".join(" ".join(written).split())
+    assert all(line in drawn for line in remarks) and "no full measurement" in drawn
+
+
+def test_a_half_results_file_of_a_failure_is_passed_over(command: Callable, refused: Callable, tmp_path: Path) -> None:
+    whole, half = unusual(), unusual()
+    half["results"] = {SNARKS: half["results"][SNARKS]}
+    del half["groups"]  # the last that is written
+    write_results(tmp_path / "eval" / "results_1.json", half)
+    write_results(tmp_path / "eval" / "results_2.json", whole)
+    _, out, _ = command("leaderboard", tmp_path, "--format", "json")
+    model = json.loads(out)["models"][0]
+    assert "results_1.json: passed over, left by an evaluation that did not end" in model["remarks"]
+    assert not model["missing"]
+    write_results(tmp_path / "eval" / "results_1.json", {**half, "groups": {}})
+    assert "both hold leaderboard_bbh_snarks" in refused("leaderboard", tmp_path)
+    (tmp_path / "eval" / "results_2.json").unlink()
+    write_results(tmp_path / "eval" / "results_1.json", half)
+    assert command("leaderboard", tmp_path, "--partial")[0] == 0  # it is all there is
 
 
 def test_missing_paths_get_one_line(refused: Callable, tmp_path: Path) -> None:

@@ -142,6 +142,34 @@ def test_a_partial_leaderboard_shows_subtasks_and_no_average(run):
     assert "Not measured, so there is no average: leaderboard_ifeval." in text
 
 
+def test_what_is_no_full_measurement_says_so_and_is_not_published(run):
+    """A part of the questions, other options, cut prompts: in the card with its remark, and in no metadata."""
+    scores = json.loads(json.dumps(LEADERBOARD))
+    model = scores["models"][0]
+    model["remarks"] = ["results_1.json: --limit 2 asks a part of the questions only"]
+    model["rows"][0] |= {
+        "remark": "2 of 448 questions; 2 of 2 prompts cut (the longest to 216 of 342 tokens)",
+        "full": False,
+    }
+    model["rows"][1] |= {"remark": "", "full": True}
+    write_scores(run, scores)
+    text = write_card(run).read_text()
+    assert "Not the leaderboard's own measurement: results_1.json: --limit 2 asks" in text
+    listed = yaml.safe_load((run / "model" / ".eval_results" / "leaderboard.yaml").read_text())
+    assert [e.task_id for e in parse_eval_result_entries(listed)] == ["leaderboard_mmlu_pro"]
+    assert not any(r.dataset_name == "leaderboard_gpqa_main" for r in ModelCard(text).data.eval_results)
+    model |= {"average": None, "missing": ["leaderboard_ifeval"], "rows": model["rows"][:2]}
+    write_scores(run, scores)
+    assert (
+        "| 2 of 448 questions; 2 of 2 prompts cut (the longest to 216 of 342 tokens) |" in write_card(run).read_text()
+    )
+    for row_ in model["rows"]:
+        del row_["remark"], row_["full"]  # as earlier versions wrote it
+    write_scores(run, scores)
+    write_card(run)
+    assert not (run / "model" / ".eval_results").exists()
+
+
 def test_results_that_are_not_scored_are_not_called_unmeasured(run):
     write(run / "eval" / "results_0123.json", {"results": {}})
     text = write_card(run).read_text()

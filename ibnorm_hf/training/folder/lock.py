@@ -23,7 +23,8 @@ class FolderLock:
     """Exclusive use of a folder between `acquire` and `release`.
 
     The lock is the operating system's, on the folder itself: no file is left behind, and a killed program
-    cannot leave it locked. Where a file system knows no such locks, there is none.
+    cannot leave it locked. Where a file system knows no such locks, there is none. (``filelock`` locks no folder, and
+    leaves its file there after each run, so that a manifest and an upload would have to know of it.)
     """
 
     def __init__(self, folder: Path) -> None:

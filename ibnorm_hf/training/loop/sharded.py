@@ -59,13 +59,10 @@ def load_full_model(model: Any, path: Path) -> None:
         RuntimeError, ValueError: a tensor is missing, unexpected or of another shape.
     """
     weights: dict[str, Any] = load_file(path)
-    if is_sharded(model):
-        set_model_state_dict(model, weights, options=_FULL)
-        return
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    # Of tied parameters, one name is saved.
-    pointers = {name: p.data_ptr() for name, p in model.named_parameters(remove_duplicate=False)}
-    loaded = {pointers[name] for name in weights if name in pointers}
-    missing = [name for name in missing if pointers.get(name) not in loaded]
-    if missing or unexpected:
-        raise ValueError(f"model.safetensors lacks {missing[:3]} and has {unexpected[:3]} too many")
+    # Of tied parameters, one name is saved. torch names what is unexpected or of another shape, not what is missing.
+    owners = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+    loaded = {owners[name] for name in weights if name in owners}
+    missing = [name for name in model.state_dict() if name not in weights and owners.get(name) not in loaded]
+    if missing:
+        raise ValueError(f"{path.name} lacks {missing[:3]}")
+    set_model_state_dict(model, weights, options=_FULL)

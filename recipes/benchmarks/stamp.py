@@ -28,6 +28,7 @@ RESULTS: dict[str, tuple[str, ...]] = {
     f"{HERE}/results/norms-cpu.csv": ("ibnorm_hf/modeling", f"{HERE}/norms.py", f"{HERE}/measure.py"),
     f"{HERE}/results/train_step-cpu.csv": ("ibnorm_hf/modeling", f"{HERE}/train_step.py", f"{HERE}/measure.py"),
     f"{HERE}/results/loop-cpu.csv": ("ibnorm_hf/modeling", "ibnorm_hf/training", f"{HERE}/loop.py"),
+    f"{HERE}/results/architectures.csv": ("ibnorm_hf/modeling", "tests/modeling/architectures.py"),
     f"{HERE}/results/conversion.json": (
         "ibnorm_hf/modeling",
         "ibnorm_hf/training",

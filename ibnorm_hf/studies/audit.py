@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.paths import digest
-from ..modeling.recognize import iter_norms
+from ..modeling.recognize import family_of, iter_norms
+from ..modeling.scaled_embedding import ScaledEmbedding
 from ..training.loop.decay import decay_groups
 
 
 @dataclass(frozen=True)
 class Audit:
-    """One arm at step 0. ``outside`` counts the parameters outside its norms, ``decay_sha256`` names those that decay.
+    """One arm at step 0. ``outside`` counts the parameters outside its norms and outside what these are published with
+    (the scale of the embeddings, with dyt and derf); ``decay_sha256`` names those of them that decay.
 
     ``output_rms`` is that of the logits, ``gradient_norm`` that of all parameters, both on the same few samples.
     """
@@ -56,6 +58,8 @@ def audit(arm: str, model: Any, inputs: dict[str, Tensor]) -> Audit:
     groups = decay_groups(model)
     inside = {id(p) for _, copies in iter_norms(model) for module in copies for p in module.parameters()}
     named = dict(model.named_parameters())
+    # What a norm is published with is its own, too.
+    inside |= {id(module.embed_scale) for module in model.modules() if isinstance(module, ScaledEmbedding)}
     outside = {name: p for name, p in named.items() if id(p) not in inside}
     was = model.training
     model.eval()
@@ -84,8 +88,8 @@ def audit(arm: str, model: Any, inputs: dict[str, Tensor]) -> Audit:
 def differs_from_vanilla(model: Any, inputs: dict[str, Tensor]) -> str | None:
     """A sentence where the baseline's logits are not those of transformers' own class with the same weights.
 
-    None where they agree: bit for bit, or but for the last digits where a fused kernel sums in another order. Where
-    the baseline's norm is not the architecture's own, no such class exists, and that is a sentence, too.
+    None where they agree: bit for bit, or but for the last digits where a fused kernel sums in another order. A
+    baseline whose norm is not the architecture's own (see ``has_own_norm``) differs.
     """
     vanilla = _vanilla(model)
     if vanilla is None:
@@ -104,6 +108,15 @@ def differs_from_vanilla(model: Any, inputs: dict[str, Tensor]) -> str | None:
     if gap <= 1e-5 * max(1.0, theirs.abs().max().item()):
         return None
     return f"the baseline's logits differ from transformers' own model by up to {gap:.3g} at step 0"
+
+
+def has_own_norm(model: Any) -> bool:
+    """Whether the model's norm is the one that transformers' own class has, so that the two must agree."""
+    vanilla = _vanilla(model)
+    if vanilla is None:
+        return True
+    families = {family_of(copies[0]) for _, copies in iter_norms(vanilla)}
+    return getattr(model.config, "norm_type", None) in families
 
 
 def _vanilla(model: Any) -> Any:

@@ -17,7 +17,7 @@ from ..common.paths import digest, write_json
 from ..common.run import Run as RunFolder
 from . import outcome
 from . import plan as planning
-from .audit import Audit, audit, differs_from_vanilla, unfair
+from .audit import Audit, audit, differs_from_vanilla, has_own_norm, unfair
 from .definition import Definition, read_definition
 from .effects import add_effects
 from .executors import Executor
@@ -44,6 +44,7 @@ class Comparison:
         self._recipes: dict[Run, tuple[Any, Any]] = {}
         self._data: dict[str, Any] = {}
         self.audits: list[Audit] = []
+        self.foreign = False  # an ablation may start from another norm than the architecture's own
 
     def run(self) -> dict[str, Any]:
         """Make every run that is missing, phase by phase, and write the report; returns what report.json holds.
@@ -98,7 +99,10 @@ class Comparison:
                 trainer = task.trainer(None, lambda text: None)
             inputs = self._inputs(task, trainer)
             if arm == study.baseline and (why := differs_from_vanilla(trainer.model, inputs)):
-                found.append(why)
+                if study.tuned or has_own_norm(trainer.model):
+                    found.append(why)
+                else:
+                    self.foreign = True
             self.audits.append(audit(arm, trainer.model, inputs))
         return [*found, *unfair(self.audits)]
 
@@ -301,6 +305,8 @@ class Comparison:
             lines.append(
                 "A declared ablation: all arms train at the base recipe's rate, so this is no ranking of tuned arms."
             )
+        if self.foreign:
+            lines.append(f"The baseline {study.baseline} has another norm than the architecture's own.")
         if study.tuned and set(study.tuning_budgets) != set(study.budgets):
             at = ", ".join(f"{budget:g}x" for budget in study.tuning_budgets)
             lines.append(f"Rates were chosen at budget {at}; the other budgets take the point of the next smaller one.")

@@ -9,7 +9,7 @@ import pytest
 
 from .kills import ROOT
 
-COUNT = 20
+COUNT = 8
 
 
 @pytest.mark.faults

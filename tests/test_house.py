@@ -18,6 +18,10 @@ MAY = {
 }
 TOP = {"registration": {"modeling"}, "pretrained": {"common", "modeling", "registration"}}
 MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 60
+ONE_THING = {
+    # Function of more lines -> why it is one thing. None is at present.
+}
 
 
 @cache
@@ -94,3 +98,18 @@ def test_every_room_is_known():
 def test_no_file_is_over_long():
     long = {name: count for name, path in files().items() if (count := len(path.read_text().splitlines())) > MOST_LINES}
     assert not long, long
+
+
+def functions():
+    """(name of file and function, lines, those of its docstring too) of every function."""
+    for name, path in files().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield f"{name}.{node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_no_function_is_over_long():
+    lengths = dict(functions())
+    long = {name for name, count in lengths.items() if count > MOST_LINES_OF_A_FUNCTION}
+    assert long == set(ONE_THING), {name: lengths.get(name) for name in long ^ set(ONE_THING)}
+    assert len(lengths) > 500  # it saw them

@@ -42,16 +42,17 @@ def sync_file(path: Path) -> None:
             os.close(descriptor)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small text file so that a reader, or a crash, sees the old or the new one, never half.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a small file so that a reader, or a crash, sees the old or the new one, never half.
 
-    What looks like a credential is written as ``<hidden>``.
+    What looks like a credential in a text is written as ``<hidden>``.
     """
+    raw = hide(content).encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(hide(text))
+        with open(temporary, "wb") as handle:
+            handle.write(raw)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)

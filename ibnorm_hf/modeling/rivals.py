@@ -199,10 +199,12 @@ class RMSNorm1p(TokenNorm):
     gain_offset = 1.0
 
     def normalize(self, x: Tensor) -> Tensor:
-        h = scaled_to_unit_rms(x, self.eps)
-        if self.weight is not None:
-            h = h * (1.0 + self.weight.to(h.dtype))
+        h = self._gained(x)
         return (h if self.bias is None else h + self.bias).to(x.dtype)
+
+    def _gained(self, x: Tensor) -> Tensor:
+        h = scaled_to_unit_rms(x, self.eps)
+        return h if self.weight is None else h * (1.0 + self.weight.to(h.dtype))
 
 
 class RMSNorm1p2d(ChannelFirst, RMSNorm1p):
@@ -248,9 +250,7 @@ class GatedNorm(RMSNorm1p):
         init.zeros_(self.up)
 
     def normalize(self, x: Tensor) -> Tensor:
-        h = scaled_to_unit_rms(x, self.eps)
-        if self.weight is not None:
-            h = h * (1.0 + self.weight.to(h.dtype))
+        h = self._gained(x)
         gate = torch.sigmoid(F.linear(F.silu(F.linear(h, self.down.to(h.dtype))), self.up.to(h.dtype)))
         y = 2 * h * gate
         return (y if self.bias is None else y + self.bias).to(x.dtype)

@@ -39,26 +39,16 @@ class Study:
 
 def write_report(study: Study, folder: Path) -> list[Path]:
     """Write report.json, report.md, report.html, runs.csv and the pictures; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = draw_all(study)
-    for picture in pictures:
-        _write_bytes(folder / picture.name, picture.png)
-    written = [folder / picture.name for picture in pictures]
-    for name, text in (
-        ("report.json", dumps(study.judged, indent=1) + "\n"),
-        ("runs.csv", runs_csv(study)),
-        ("report.md", markdown(study, pictures)),
-        ("report.html", page(study.title, sections(study, pictures), pictures)),
-    ):
-        write_atomic(folder / name, text)
-        written.append(folder / name)
-    return written
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(content)
-    aside.replace(path)
+    contents = {picture.name: picture.png for picture in pictures} | {
+        "report.json": dumps(study.judged, indent=1) + "\n",
+        "runs.csv": runs_csv(study),
+        "report.md": markdown(study, pictures),
+        "report.html": page(study.title, sections(study, pictures), pictures),
+    }
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def runs_csv(study: Study) -> str:

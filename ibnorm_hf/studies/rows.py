@@ -14,7 +14,6 @@ from ..common.errors import UserError
 Phase = Literal["tuning", "claim", "curve"]
 
 _NEEDED = ("arm", "learning_rate", "seed", "loss")
-_OPTIONAL = ("budget", "weight_decay", "tokens", "parameters", "data_sha256", "seconds")
 
 
 @dataclass(frozen=True, order=True)

@@ -86,30 +86,37 @@ def compare(
     result = {}
     for arm, row in table.items():
         paired = row - table[baseline]
-        difference = float(paired.mean())
+        difference, mean = float(paired.mean()), float(row.mean())
         if arm == baseline:
-            own = Comparison(float(row.mean()), 0.0, 0.0, 0.0, 1.0, n, "equivalent")
-            result[arm] = own
+            result[arm] = Comparison(mean, 0.0, 0.0, 0.0, 1.0, n, "equivalent")
             continue
         if arm in apart:
-            scale, one_of = float(paired.std(ddof=1)) / math.sqrt(n), len(others)
-            width = float(stats.t.isf((1 - level) / 2 / one_of, n - 1)) * scale
-            p = (
-                min(1.0, one_of * float(2 * stats.t.sf(abs(difference) / scale, n - 1)))
-                if scale
-                else _exact(difference)
-            )
+            width, p = _alone(paired, len(others), level)
         else:
-            scale = spread * math.sqrt(2 / n)
-            width = dunnett_quantile(len(pooled) - 1, freedom, level) * scale
-            p = dunnett_p(abs(difference) / scale, len(pooled) - 1, freedom) if scale else _exact(difference)
+            width, p = _together(difference, spread * math.sqrt(2 / n), len(pooled) - 1, freedom, level)
         low, high = difference - width, difference + width
         verdict = judge(low, high, margin)
         needed = None
         if verdict == "undecided" and arm not in apart:
             needed = seeds_to_decide(difference, spread, len(pooled), margin, level=level)
-        result[arm] = Comparison(float(row.mean()), difference, low, high, p, n, verdict, sign_flip(paired), needed)
+        result[arm] = Comparison(mean, difference, low, high, p, n, verdict, sign_flip(paired), needed)
     return result
+
+
+def _alone(paired: np.ndarray, comparisons: int, level: float) -> tuple[float, float]:
+    """(half width, p) of a mean of differences by their own spread, by Bonferroni one of so many."""
+    freedom, difference = len(paired) - 1, float(paired.mean())
+    scale = float(paired.std(ddof=1)) / math.sqrt(len(paired))
+    width = float(stats.t.isf((1 - level) / 2 / comparisons, freedom)) * scale
+    if not scale:
+        return width, _exact(difference)
+    return width, min(1.0, comparisons * float(2 * stats.t.sf(abs(difference) / scale, freedom)))
+
+
+def _together(difference: float, scale: float, comparisons: int, freedom: int, level: float) -> tuple[float, float]:
+    """(half width, p) of a difference by the pooled spread, one of so many by Dunnett."""
+    width = dunnett_quantile(comparisons, freedom, level) * scale
+    return width, dunnett_p(abs(difference) / scale, comparisons, freedom) if scale else _exact(difference)
 
 
 def _exact(difference: float) -> float:

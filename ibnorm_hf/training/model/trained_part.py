@@ -16,8 +16,6 @@ from ...modeling.recognize import iter_norms
 from ...pretrained import is_gguf
 from ..keys.arguments import ModelArguments
 
-ADAPTERS = ("lora", "norms")
-
 
 def take_trained_part(model: Any, arguments: ModelArguments) -> Any:
     """Freeze what the recipe leaves as it is; returns the model to train, which an adapter wraps.

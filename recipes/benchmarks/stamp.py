@@ -37,6 +37,12 @@ RESULTS: dict[str, tuple[str, ...]] = {
     ),
     f"{HERE}/results/faults.json": ("ibnorm_hf/training", "tests/faults"),
     f"{HERE}/results/kills.json": ("ibnorm_hf/training", "tests/faults"),
+    f"{HERE}/results/study_kills.json": (
+        "ibnorm_hf/studies",
+        "ibnorm_hf/training",
+        "tests/studies/kills.py",
+        "tests/slurm.py",
+    ),
     f"{HERE}/results/soak.json": ("ibnorm_hf/training", "ibnorm_hf/modeling", f"{HERE}/soak.py"),
     f"{HERE}/results/prepare.json": ("ibnorm_hf/training/text", f"{HERE}/prepare_memory.py"),
 }

@@ -6,7 +6,7 @@
 
 ``--local`` kills the real command with its worker processes: the whole group, or the command alone, whose workers must
 then die with it. ``--slurm`` does the same under a real Slurm of one node: the command alone, while its jobs go on, or
-a job. The seed is printed; ``IBNORM_TEST_SEED`` takes it back.
+a job. The seed is printed; ``IBNORM_TEST_SEED`` takes it back. Kinds that are not asked for keep their entry.
 """
 
 from __future__ import annotations
@@ -274,14 +274,15 @@ def main() -> int:
                 os.environ |= environment
                 made["slurm"] = torture(Slurm, folder / "slurm", words.slurm, random.Random(seed), say)
                 subprocess.run(["scancel", "--name=ibnorm-hf"], check=False)
-    result = {"seed": seed, **{name: tally.as_dict() for name, tally in made.items()}}
+    result = {name: {"seed": seed, **tally.as_dict()} for name, tally in made.items()}
     complaints = [line for tally in made.values() for line in tally.complaints]
     for line in complaints:
         print(line, file=sys.stderr)
     print(json.dumps(result))
     if words.json:
         words.json.parent.mkdir(parents=True, exist_ok=True)
-        words.json.write_text(json.dumps(stamped(RESULT, result), indent=2) + "\n")
+        before = json.loads(words.json.read_text()) if words.json.exists() else {}
+        words.json.write_text(json.dumps(stamped(RESULT, before | result), indent=2) + "\n")
     return 1 if complaints else 0
 
 

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one part of the packaging that pyproject.toml cannot say: README's links, on a page beside which no file lies."""
+"""What pyproject.toml cannot say of the packaging.
+
+The recipes, which stand beside the package, are a folder of data in it; and README's links have to work on a page
+beside which no file lies.
+"""
 
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)]+)\)")
@@ -29,6 +33,8 @@ def _said(file: str, pattern: str) -> str | None:
 
 if __name__ == "__main__":
     setup(
+        packages=[*find_packages(include=["ibnorm_hf*"]), "ibnorm_hf.recipes"],
+        package_dir={"ibnorm_hf.recipes": "recipes"},
         long_description=long_description(
             (HERE / "README.md").read_text(encoding="utf-8"),
             home=_said("pyproject.toml", r'^Repository = "(.+)"'),

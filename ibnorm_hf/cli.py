@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         # Keys belong to the recipe, not to argparse: everything after the file is passed on untouched.
         job_parser = jobs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        job_parser.add_argument("recipe", help="YAML file, e.g. recipes/llama/tiny.yaml")
+        job_parser.add_argument(
+            "recipe", help="YAML file, or the name of one that `ibnorm-hf recipes` lists: llama/tiny"
+        )
         job_parser.add_argument("keys", nargs=argparse.REMAINDER, help="--key value ... (see recipes/README.md)")
         job_parser.set_defaults(job=job)
 
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.add_argument("--format", choices=("table", "markdown"), default="table", help="default: %(default)s")
     norms.set_defaults(job=list_norms)
+    _add_recipes_job(jobs)
     keys = jobs.add_parser("keys", help="list the keys of a recipe: type, default, bound or free, meaning")
     keys.add_argument("word", nargs="?", metavar="WORD", help="only keys whose name or meaning holds this word")
     keys.set_defaults(job=list_keys)
@@ -300,6 +303,37 @@ def push(arguments: argparse.Namespace) -> int:
 
     words = {"private": arguments.private, "dry_run": arguments.dry_run, "license": arguments.license}
     upload(arguments.run, arguments.repo_id, **words)
+    return 0
+
+
+def _add_recipes_job(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "list the recipes, studies and accelerate files that come with the package, or copy one to change it"
+    parser = jobs.add_parser("recipes", help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(job=list_recipes)
+    copying = parser.add_subparsers(metavar="copy").add_parser("copy", help="copy one", allow_abbrev=False)
+    copying.add_argument("name", metavar="NAME", nargs="?", help="as `ibnorm-hf recipes` lists it, e.g. llama/tiny")
+    copying.add_argument("target", metavar="PLACE", nargs="?", help="file or folder; default: the current folder")
+    copying.set_defaults(job=copy_recipe)
+
+
+def list_recipes(arguments: argparse.Namespace) -> int:
+    """Print what comes with the package."""
+    from .training.keys.files import list_lines
+
+    print("\n".join(list_lines()))
+    return 0
+
+
+def copy_recipe(arguments: argparse.Namespace) -> int:
+    """Copy a file that comes with the package."""
+    from .common.errors import UserError
+    from .training.keys.files import copy_recipe as copy
+
+    if arguments.name is None:
+        raise UserError(
+            "recipes copy needs a name: ibnorm-hf recipes copy NAME [PLACE]; `ibnorm-hf recipes` lists them"
+        )
+    print(copy(arguments.name, arguments.target))
     return 0
 
 

@@ -174,10 +174,10 @@ class Comparison:
 
     @cached_property
     def base(self) -> dict[str, Any]:
-        """The base recipe's own values, read once."""
-        from ..training.keys.reading import read_yaml
+        """The base recipe's values, read once."""
+        from ..training.keys.files import read_recipe
 
-        return read_yaml(self.study.base)
+        return read_recipe(self.study.base)[0]
 
     def words(self, run: Run) -> list[str]:
         """The command line that makes the base recipe this run."""

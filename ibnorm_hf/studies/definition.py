@@ -72,9 +72,9 @@ def read_definition(path: str | Path) -> Definition:
     Raises:
         UserError: the file cannot be read, or a key is unknown, missing or wrong.
     """
-    from ..training.keys.reading import read_yaml
+    from ..training.keys.files import find_base, locate, read_yaml
 
-    path = Path(path)
+    path = locate(path)
     content = read_yaml(path)
     for key in content:
         if key not in _KEYS:
@@ -88,7 +88,8 @@ def read_definition(path: str | Path) -> Definition:
     metric = content.get("metric", "loss")
     if metric not in UNITS:
         raise reader.wrong("metric", f"must be one of {', '.join(UNITS)}")
-    base = (path.parent / str(reader.needed("base"))).resolve()
+    named = str(reader.needed("base"))
+    base = (find_base(path.parent, named) or path.parent / named).resolve()
     found = Definition(
         name=path.stem,
         base=base,

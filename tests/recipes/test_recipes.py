@@ -6,10 +6,10 @@ import socket
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ibnorm_hf import create_norm, list_norms
 from ibnorm_hf.cli import main
+from ibnorm_hf.training.keys.files import read_recipe
 from ibnorm_hf.training.keys.recipe import load_recipe
 from ibnorm_hf.training.model.build import build_config
 from ibnorm_hf.training.plan import make_plan
@@ -102,7 +102,7 @@ def test_dry_run_touches_neither_network_nor_disk(name: str, tmp_path: Path, mon
 
 def test_schedule_of_the_table():
     for name, steps in (("60m", 10_000), ("130m", 20_000), ("350m", 60_000), ("1b", 100_000)):
-        content = yaml.safe_load((ROOT / "llama" / f"{name}.yaml").read_text())
+        content, _ = read_recipe(ROOT / "llama" / f"{name}.yaml")
         assert content["warmup_steps"] * 10 == steps
         assert content["token_budget"] == steps * 512 * 256  # one epoch, no repeated text
         assert content["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}

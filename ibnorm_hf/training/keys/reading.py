@@ -12,10 +12,11 @@ from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
 
-from ...common import strict_json, strict_yaml
-from ...common.errors import UserError, did_you_mean, nearest
+from ...common import strict_yaml
+from ...common.errors import UserError, did_you_mean
 from ...common.secrets import holds_secret
 from .arguments import DataArguments, ModelArguments, RunArguments
+from .files import locate, read_recipe
 from .image_arguments import ImageArguments
 from .table import BOUND, FREE, IDENTITY_VERSION, REFUSED, SYNONYMS, VERSION_KEY
 from .values import fit, from_words
@@ -54,24 +55,6 @@ class Asked:
 
 
 COMMAND_LINE = "command line"
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a recipe file into a flat mapping (``model`` stays nested).
-
-    Raises:
-        UserError: the file is absent, not UTF-8, not YAML, or not a mapping.
-    """
-    path = Path(path)
-    if not path.exists():
-        near = nearest(path, Path("recipes").rglob("*.yaml"))
-        raise UserError(f"recipe file {path} does not exist{f'; did you mean {near}?' if near else ''}")
-    content = strict_yaml.loads(strict_json.read_text(path, strict_yaml.MAX_BYTES), path)
-    if content is None:
-        content = {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, one `key: value` a line")
-    return content
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, list[str]]:
@@ -114,23 +97,25 @@ def key_types(data: type) -> dict[str, Any]:
 
 
 def read(path: str | Path, arguments: list[str]) -> Asked:
-    """Merge a recipe's file with the command line, which wins, and fit every value to its key.
+    """Merge a recipe's file and its base with the command line, which wins, and fit every value to its key.
+
+    ``path`` is that of a file, or the name of a recipe that comes with the package.
 
     A recipe that says ``images`` trains a classifier: its data keys are those of ``ImageArguments``.
 
     Raises:
         UserError: an unknown, misspelt, refused or mistyped key, naming where it stands.
     """
-    path = Path(path)
-    content, overrides = read_yaml(path), parse_overrides(arguments)
+    path = locate(path)
+    (content, places), overrides = read_recipe(path), parse_overrides(arguments)
     version = content.pop(VERSION_KEY, IDENTITY_VERSION)  # of a run's config.yaml
     if not isinstance(version, int) or version > IDENTITY_VERSION:
         raise UserError(f"{path} was written by a later version of ibnorm_hf; update it")
     data: type = ImageArguments if "images" in {*content, *overrides} else DataArguments
     known, types = known_keys(data), key_types(data)
-    asked = Asked({}, _sizes(content.pop("model", None), path), {}, str(path), data)
+    asked = Asked({}, _sizes(content.pop("model", None), places.get("model", "")), {}, str(path), data)
     for key, value in content.items():
-        _take(asked, key, value, str(path), known, types)
+        _take(asked, key, value, places[key], known, types)
     for key, words in overrides.items():
         if key.startswith("model."):
             if len(words) != 1:
@@ -142,11 +127,11 @@ def read(path: str | Path, arguments: list[str]) -> Asked:
     return asked
 
 
-def _sizes(value: Any, path: Path) -> dict[str, Any]:
+def _sizes(value: Any, place: str) -> dict[str, Any]:
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise UserError(f"{path}: key 'model' is a mapping of sizes, e.g. `model: {{hidden_size: 256}}`")
+        raise UserError(f"{place}: key 'model' is a mapping of sizes, e.g. `model: {{hidden_size: 256}}`")
     return {str(k): strict_yaml.scalar(v) if isinstance(v, str) else v for k, v in value.items()}
 
 

@@ -20,6 +20,7 @@ from ... import FAMILIES
 from ...common.errors import UserError
 from .arguments import ModelArguments, RunArguments
 from .checks import check_start, check_values
+from .files import locate
 from .launch import check_launch, take_environment
 from .reading import Asked, known_keys, read
 from .table import IDENTITY_VERSION, VERSION_KEY, is_bound
@@ -50,12 +51,16 @@ class Recipe:
 def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
     """Read and check a recipe and the command-line keys that override it.
 
+    Args:
+        path: a file, or the name of a recipe that comes with the package, e.g. ``llama/tiny``.
+        arguments: the words of the command line after it, e.g. ``["--seed", "1"]``.
+
     A recipe that says ``images`` trains a classifier: its data keys are those of ``ImageArguments``.
 
     Raises:
         UserError: on any unknown, misspelt, refused or mistyped key, naming where it stands.
     """
-    path = Path(path)
+    path = locate(path)
     asked = read(path, list(arguments or []))
     take_environment(asked)
     values = dict(asked.values)

@@ -10,14 +10,40 @@ import sys
 import warnings
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .evaluation.perplexity import evaluate_perplexity
+    from .hub.convert import convert
+    from .hub.export import export
+    from .modeling.batch_norms import IBBatchNorm2d
+    from .modeling.compression import register_compression
+    from .modeling.configuration_ibnorm import (
+        IBNormGPT2Config,
+        IBNormLlamaConfig,
+        IBNormResNetConfig,
+        IBNormViTConfig,
+    )
+    from .modeling.create import create_norm, list_norms
+    from .modeling.functional import ib_norm
+    from .modeling.guard import assert_norms
+    from .modeling.norms import IBNorm, NormalNorm, RMSNorm
+    from .modeling.replace import replace_norms, restore_norms
+    from .modeling.rivals import DynamicTanh
+    from .modeling.sync_norms import IBSyncBatchNorm2d
+    from .training.job import pretrain
+    from .training.keys.recipe import load_recipe
 
 __version__ = "0.1.0"
 
 # The first and last minor release that the tests were run with, and the first that is known to be another interface.
 _TRANSFORMERS_TESTED, _TRANSFORMERS_BELOW = ("5.17", "5.23"), "6"
 
+# What is imported above for type checkers alone, by module: loaded when it is first used.
 _PUBLIC = {
+    "evaluation.perplexity": ("evaluate_perplexity",),
+    "hub.convert": ("convert",),
+    "hub.export": ("export",),
     "modeling.compression": ("register_compression",),
     "modeling.batch_norms": ("IBBatchNorm2d",),
     "modeling.configuration_ibnorm": (
@@ -33,6 +59,8 @@ _PUBLIC = {
     "modeling.guard": ("assert_norms",),
     "modeling.replace": ("replace_norms", "restore_norms"),
     "modeling.sync_norms": ("IBSyncBatchNorm2d",),
+    "training.job": ("pretrain",),
+    "training.keys.recipe": ("load_recipe",),
 }
 
 

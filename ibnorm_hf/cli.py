@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .training.keys.command import add_recipe_jobs
+
     parser = argparse.ArgumentParser(
         prog="ibnorm-hf", description="IBNorm in Hugging Face models: train, measure, publish.", allow_abbrev=False
     )
@@ -67,10 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
     norms.add_argument("--format", choices=("table", "markdown"), default="table", help="default: %(default)s")
     norms.set_defaults(job=list_norms)
-    _add_recipes_job(jobs)
-    keys = jobs.add_parser("keys", help="list the keys of a recipe: type, default, bound or free, meaning")
-    keys.add_argument("word", nargs="?", metavar="WORD", help="only keys whose name or meaning holds this word")
-    keys.set_defaults(job=list_keys)
+    add_recipe_jobs(jobs)
     return parser
 
 
@@ -306,50 +305,11 @@ def push(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_recipes_job(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "list the recipes, studies and accelerate files that come with the package, or copy one to change it"
-    parser = jobs.add_parser("recipes", help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(job=list_recipes)
-    copying = parser.add_subparsers(metavar="copy").add_parser("copy", help="copy one", allow_abbrev=False)
-    copying.add_argument("name", metavar="NAME", nargs="?", help="as `ibnorm-hf recipes` lists it, e.g. llama/tiny")
-    copying.add_argument("target", metavar="PLACE", nargs="?", help="file or folder; default: the current folder")
-    copying.set_defaults(job=copy_recipe)
-
-
-def list_recipes(arguments: argparse.Namespace) -> int:
-    """Print what comes with the package."""
-    from .training.keys.files import list_lines
-
-    print("\n".join(list_lines()))
-    return 0
-
-
-def copy_recipe(arguments: argparse.Namespace) -> int:
-    """Copy a file that comes with the package."""
-    from .common.errors import UserError
-    from .training.keys.files import copy_recipe as copy
-
-    if arguments.name is None:
-        raise UserError(
-            "recipes copy needs a name: ibnorm-hf recipes copy NAME [PLACE]; `ibnorm-hf recipes` lists them"
-        )
-    print(copy(arguments.name, arguments.target))
-    return 0
-
-
 def list_norms(arguments: argparse.Namespace) -> int:
     """Print the table of normalizations."""
     from .hub.norm_facts import norm_table
 
     print("\n".join(norm_table(arguments.format)))
-    return 0
-
-
-def list_keys(arguments: argparse.Namespace) -> int:
-    """Print what a recipe may say."""
-    from .training.keys.describe import key_lines
-
-    print("\n".join(key_lines(arguments.word)))
     return 0
 
 

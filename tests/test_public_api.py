@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users import is pinned, and importing it is cheap and touches nobody else."""
 
+import ast
+import inspect
 import json
 import subprocess
 import sys
+import typing
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +23,8 @@ IBNormMistralConfig IBNormMistralForCausalLM IBNormMistralForQuestionAnswering
 IBNormMistralForSequenceClassification IBNormMistralForTokenClassification IBNormMistralModel
 IBNormResNetBackbone IBNormResNetConfig IBNormResNetForImageClassification IBNormResNetModel
 IBNormViTConfig IBNormViTForImageClassification IBNormViTModel IBSyncBatchNorm2d NormalNorm RMSNorm __version__
-assert_norms create_norm ib_norm list_norms register_compression replace_norms restore_norms
+assert_norms convert create_norm evaluate_perplexity export ib_norm list_norms load_recipe pretrain register_compression
+replace_norms restore_norms
 """
 
 NEW_PROCESS = """
@@ -72,6 +78,58 @@ def test_public_names_are_pinned_and_importable():
         assert getattr(ibnorm_hf, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         ibnorm_hf.nonsense  # noqa: B018
+
+
+def test_type_checkers_see_what_is_loaded_later():
+    source = Path(ibnorm_hf.__file__).read_text()
+    (block,) = (n for n in ast.parse(source).body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))
+    seen = {node.module: tuple(alias.name for alias in node.names) for node in block.body}
+    lazily = {k: v for k, v in ibnorm_hf._PUBLIC.items() if not k.startswith("modeling.modeling_ibnorm_")}
+    assert seen == lazily
+
+
+@pytest.mark.parametrize("name", ["convert", "evaluate_perplexity", "export", "load_recipe", "pretrain"])
+def test_functions_say_what_they_take_give_and_raise(name):
+    function = getattr(ibnorm_hf, name)
+    hints = typing.get_type_hints(function)
+    assert set(inspect.signature(function).parameters) | {"return"} <= set(hints) | {"flags"}
+    text = inspect.getdoc(function)
+    assert "Args:" in text and "Raises:" in text and "UserError" in text
+    for parameter in inspect.signature(function).parameters:
+        assert f"    {parameter}:" in text, parameter
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        (["pretrain", "llama/tiny"], "pretrain"),
+        (["convert", "a", "b", "--norm_type", "rmsnorm"], "convert"),
+        (["export", "a", "b"], "export"),
+        (["eval", "a", "--tasks", "perplexity", "--text", "t"], "_evaluate"),
+    ],
+)
+def test_the_command_calls_the_same_functions(words, name, monkeypatch, tmp_path):
+    """`_evaluate` is all that ``evaluate_perplexity`` does beside naming its options."""
+    from ibnorm_hf import cli
+    from ibnorm_hf.evaluation import command, perplexity
+    from ibnorm_hf.hub import convert, export
+    from ibnorm_hf.training import job
+
+    class Called(Exception):
+        pass
+
+    def called(*args, **keys):
+        raise Called
+
+    module = {"pretrain": job, "convert": convert, "export": export, "_evaluate": perplexity}[name]
+    monkeypatch.setattr(module, name, called)
+    monkeypatch.setattr(command, "resolve", lambda given: SimpleNamespace(output=tmp_path))
+    with pytest.raises(Called):
+        cli.main(words)
+    if name == "_evaluate":
+        monkeypatch.setattr(perplexity, "resolve", lambda given: SimpleNamespace(output=tmp_path))
+        with pytest.raises(Called):
+            ibnorm_hf.evaluate_perplexity("a", text="t")
 
 
 def test_import_is_cheap_and_leaves_vanilla_mappings_alone():

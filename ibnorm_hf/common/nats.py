@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,10 +29,10 @@ def row_nats(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def summed_nats(model: Any, batches: Iterable[tuple[Tensor, Tensor]], *, autocast: torch.dtype | None = None) -> Tensor:
-    """(sum of negative log likelihoods in nats, predicted tokens) of a causal model: float64, (2,), where the model is.
-
-    Sums over rows are in float64, so that batches and processes do not matter. The model is in eval mode meanwhile.
+def nats_of_rows(
+    model: Any, batches: Iterable[tuple[Tensor, Tensor]], *, autocast: torch.dtype | None = None
+) -> Iterator[Tensor]:
+    """What ``row_nats`` says of each batch in turn, by a causal model that is in eval mode meanwhile.
 
     Args:
         batches: (ids, labels) each, as in ``row_nats``.
@@ -41,13 +41,22 @@ def summed_nats(model: Any, batches: Iterable[tuple[Tensor, Tensor]], *, autocas
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
     for ids, labels in batches:
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             logits = model(input_ids=ids.to(device), use_cache=False).logits
-        for row in row_nats(logits, labels.to(device)):
-            totals += row
+        yield row_nats(logits, labels.to(device))
     model.train(was_training)
+
+
+def summed_nats(model: Any, batches: Iterable[tuple[Tensor, Tensor]], *, autocast: torch.dtype | None = None) -> Tensor:
+    """(sum of negative log likelihoods in nats, predicted tokens) of a causal model: float64, (2,), where the model is.
+
+    Sums over rows are in float64, so that batches and processes do not matter. Arguments as of ``nats_of_rows``.
+    """
+    totals = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
+    for rows in nats_of_rows(model, batches, autocast=autocast):
+        for row in rows:
+            totals += row
     return totals
 
 

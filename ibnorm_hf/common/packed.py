@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 COLUMN = "input_ids"
+PADDING = -1  # fills a block up: some token, read and not predicted
 IGNORED = -100  # label of a position without loss: that of torch's cross entropy
 
 

@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s RUN_OR_MODEL --tasks TASK[,TASK...] [options of `lm-eval run`]\n"
         "       %(prog)s --check --data DIR [--tasks TASK[,TASK...]]",
         description="Evaluate a run, a model folder, an adapter or a model of the Hub.",
-        epilog="Every other option goes to the harness: --limit, --num_fewshot, --batch_size, --device, --gen_kwargs, "
+        epilog="`perplexity` takes --block_size N and --against RESULT.json, that of another model on the same blocks. "
+        "Every other option goes to the harness: --limit, --num_fewshot, --batch_size, --device, --gen_kwargs, "
         "--log_samples, --seed, --apply_chat_template, --include_path, ... (`lm-eval run --help` explains them). "
         "The same command goes on with an interrupted evaluation.",
         allow_abbrev=False,
@@ -35,12 +36,14 @@ def parser() -> argparse.ArgumentParser:
         "--tasks",
         "-t",
         default="leaderboard",
-        help="tasks or groups of the harness, and `perplexity` for a run's validation blocks (default: leaderboard)",
+        help="tasks or groups of the harness, and `perplexity`, of a run's validation blocks or of --text (default: "
+        "leaderboard)",
     )
     out.add_argument(
         "--data", type=Path, metavar="DIR", help="take data sets from the folders of DIR, named by Hub ids; no network"
     )
     out.add_argument("--check", action="store_true", help="check DIR and stop")
+    out.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text to measure `perplexity` of any model on")
     out.add_argument("--blocks", type=Path, metavar="DIR", help="where the run's packed blocks are now (perplexity)")
     out.add_argument("--output_path", "-o", type=Path, metavar="DIR", help="folder for results (default: RUN/eval)")
     return out
@@ -63,11 +66,13 @@ def main(words: Sequence[str]) -> int:
         return 0
     target = resolve(given.target)
     output = (given.output_path or target.output).absolute()
+    if given.text is not None and PERPLEXITY not in names:
+        raise UserError("eval --text is what perplexity is measured on; add --tasks perplexity")
     if PERPLEXITY in names:
-        from .perplexity import perplexity_of_run, summary
+        from .perplexity import perplexity_command, summary
 
         names = [name for name in names if name != PERPLEXITY]
-        result = perplexity_of_run(target, given.blocks, output, rest, alone=not names)
+        result = perplexity_command(target, given.text, given.blocks, output, rest, alone=not names)
         if result is not None:
             print(summary(result))
     if not names:

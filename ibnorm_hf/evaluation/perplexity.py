@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity of a run on its own validation blocks: a mean over tokens, whatever the batches and processes.
+"""Perplexity of a causal model on a text, or of a run on its own validation blocks: a mean over tokens.
 
-It is the number that training writes to ``eval/validation.json``, computed again from ``model/``.
+Batches and processes do not matter. Of a run it is the number that training writes to ``eval/validation.json``,
+computed again from ``model/``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,67 +23,139 @@ from transformers import AutoModelForCausalLM
 from .. import registration  # noqa: F401
 from ..common.errors import UserError
 from ..common.held_out import load_validation_blocks
-from ..common.nats import summed_nats
+from ..common.nats import nats_of_rows
 from ..common.packed import COLUMN, unpack
 from ..common.paths import write_json
 from ..common.run import Run
-from .target import Target
+from ..pretrained import load_tokenizer
+from .paired import compare_with, standard_error
+from .target import Target, resolve
+from .text_blocks import blocks_of_text
 
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def perplexity_of_run(
-    target: Target, blocks: Path | None, output: Path, words: Sequence[str], alone: bool = True
+def evaluate_perplexity(
+    model: str | Path,
+    *,
+    text: str | Path | None = None,
+    blocks: str | Path | None = None,
+    against: str | Path | None = None,
+    output: str | Path | None = None,
+    block_size: int | None = None,
+    batch_size: int = 8,
+    limit: float | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
 ) -> dict[str, Any] | None:
-    """Measure, write ``perplexity.json`` into ``output`` and return its content (None but on the first process).
+    """Measure the perplexity of a causal model and write it to ``perplexity.json``, or ``perplexity-TEXT.json``.
 
-    Under ``torchrun`` or ``accelerate launch`` process r takes blocks r, r + W, ...; sums are added in float64.
+    Without a text, it is that of a run on its own validation blocks: the number of its ``eval/validation.json``. Under
+    ``torchrun`` or ``accelerate launch`` process r takes blocks r, r + W, ...; sums are added in float64.
 
     Args:
-        target: a run, or a checkpoint of one.
-        blocks: folder of the packed blocks; None takes where the run left them.
-        output: folder for ``perplexity.json``.
-        words: harness options; ``--batch_size``, ``--device``, ``--limit`` (whole blocks) and ``--model_args dtype=``
-            mean here what they mean there.
-        alone: no harness task was asked for, so other options are mistakes.
+        model: a run, a checkpoint of one, a model folder, an adapter, or a name of the Hub.
+        text: a UTF-8 file that any model can be measured on, cut into blocks without overlap.
+        blocks: folder of the run's packed blocks; None takes where the run left them.
+        against: the file that this wrote for another model on the same blocks; the result then has their difference.
+        output: folder for the result; None is that of the run, ``RUN/eval``, or ``eval/NAME``.
+        block_size: tokens of a block of ``text``; None: 512, or what the model reads where that is less.
+        batch_size: blocks at once; the result does not depend on it.
+        limit: only so many blocks.
+        device: where the model computes; None takes a GPU where there is one.
+        dtype: of the weights: auto (as stored), float32, bfloat16, float16.
+
+    Returns:
+        ``loss`` in nats a predicted token with its ``standard_error`` over blocks, ``perplexity``, ``bits_per_byte``,
+        and for each block ``block_nats`` and ``block_tokens``; None on processes other than the first.
 
     Raises:
-        UserError: no run, blocks missing or other than those the run was validated on, or ids beyond the embedding.
+        UserError: no such model, blocks missing or other than those the run was validated on, ids beyond the embedding,
+            a text that cannot be read, or a result to compare with that is of other blocks.
     """
-    if target.run is None:
-        raise UserError(f"perplexity needs the validation blocks of a run, and {target.pretrained} is none; give a run")
-    options = _options(words, alone)
+    options = argparse.Namespace(
+        block_size=block_size, batch_size=batch_size, limit=limit, device=device, dtype=dtype, against=_path(against)
+    )
+    target = resolve(str(model))
+    return _evaluate(target, _path(text), _path(blocks), Path(output or target.output), options)
+
+
+def perplexity_command(
+    target: Target, text: Path | None, blocks: Path | None, output: Path, words: Sequence[str], alone: bool
+) -> dict[str, Any] | None:
+    """``evaluate_perplexity`` with the words of a command line.
+
+    ``--batch_size``, ``--device``, ``--limit`` (whole blocks) and ``--model_args dtype=`` mean what they mean to the
+    harness.
+
+    Args:
+        alone: no harness task was asked for, so other options are mistakes.
+    """
+    return _evaluate(target, text, blocks, output, _options(words, alone))
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _evaluate(
+    target: Target, text: Path | None, blocks: Path | None, output: Path, options: argparse.Namespace
+) -> dict[str, Any] | None:
+    if text is None and target.run is None:
+        raise UserError(
+            f"perplexity needs the validation blocks of a run, and {target.pretrained} is none; name a text with --text"
+        )
+    if options.dtype not in _DTYPES:
+        raise UserError(f"dtype {options.dtype} is unknown; give one of {', '.join(_DTYPES)}")
     rank, world = _processes()
-    device = torch.device(options.device or _default_device())
-    data, description = load_validation_blocks(target.run, blocks)
+    model = _load(target, options.dtype).to(torch.device(options.device or _default_device())).eval()
+    if text is None:
+        data, description = load_validation_blocks(target.run, blocks)  # type: ignore[arg-type]
+    else:
+        tokenizer = load_tokenizer(target.tokenizer or target.peft or target.pretrained)
+        tokenizer = tokenizer or load_tokenizer(target.pretrained)
+        data, description = blocks_of_text(text, tokenizer, model.config, options.block_size)
     if options.limit is not None:
         data = data.select(range(min(len(data), max(1, int(options.limit)))))
-    model = _load(target, options.dtype).to(device).eval()
     rows = model.get_input_embeddings().weight.shape[0]
     highest = max(int(unpack(batch[COLUMN])[0].max()) for batch in data.iter(batch_size=256))
     if highest >= rows:
-        raise UserError(
-            f"the blocks hold token {highest} and the model's embedding {rows} rows; they are another run's"
-        )
-    autocast = _autocast(target.run)
-    totals = token_nats(model, data, batch_size=options.batch_size, rank=rank, world=world, autocast=autocast)
+        whose = "another run's" if text is None else "another model's tokenizer"
+        raise UserError(f"the blocks hold token {highest} and the model's embedding {rows} rows; they are {whose}")
+    autocast = _autocast(target.run) if target.run is not None else None
+    each = block_nats(model, data, batch_size=options.batch_size, rank=rank, world=world, autocast=autocast)
     if world > 1:
-        dist.all_reduce(totals)
+        dist.all_reduce(each)
     if rank != 0:
         return None
-    result = _result(totals, data, description, target, options, world, model, autocast)
-    write_json(output / "perplexity.json", result)
+    result = _result(each, data, description, target, options, world, model, autocast)
+    if text is not None:
+        result["text"] = text.name
+    if options.against is not None:
+        result["against"] = compare_with(result, options.against)
+    write_json(output / ("perplexity.json" if text is None else f"perplexity-{_word(text)}.json"), result)
     return result
 
 
-def token_nats(
+def _word(text: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text.stem)
+
+
+def block_nats(
     model: Any, blocks: Dataset, *, batch_size: int, rank: int = 0, world: int = 1, autocast: torch.dtype | None = None
 ) -> torch.Tensor:
-    """(sum of negative log likelihoods in nats, predicted tokens) as float64, over blocks rank, rank + world, ..."""
+    """(negative log likelihood in nats, predicted tokens) of each block: float64, (blocks, 2).
+
+    Process ``rank`` of ``world`` takes blocks rank, rank + world, ...; those of others are 0.
+    """
     mine = range(rank, len(blocks), world)
     starts = range(0, len(mine), batch_size)
     batches = (unpack(blocks[list(mine[start : start + batch_size])][COLUMN]) for start in starts)
-    return summed_nats(model, batches, autocast=autocast)
+    out = torch.zeros(len(blocks), 2, dtype=torch.float64, device=next(model.parameters()).device)
+    done = list(nats_of_rows(model, batches, autocast=autocast))
+    if done:
+        out[torch.tensor(list(mine), device=out.device)] = torch.cat(done)
+    return out
 
 
 def _options(words: Sequence[str], alone: bool) -> argparse.Namespace:
@@ -89,6 +163,8 @@ def _options(words: Sequence[str], alone: bool) -> argparse.Namespace:
     parser.add_argument("--batch_size", "-b", default="auto")
     parser.add_argument("--device", default=None)
     parser.add_argument("--limit", "-L", type=float, default=None)
+    parser.add_argument("--block_size", type=int, default=None)
+    parser.add_argument("--against", type=Path, default=None)
     parser.add_argument("--model_args", "-a", nargs="+", default=[])
     options, unknown = parser.parse_known_args(list(words))
     if unknown and alone:
@@ -99,8 +175,6 @@ def _options(words: Sequence[str], alone: bool) -> argparse.Namespace:
     options.batch_size = 8 if size.startswith("auto") else int(size)
     given = dict(pair.split("=", 1) for word in options.model_args for pair in word.split(",") if "=" in pair)
     options.dtype = given.get("dtype", "auto")
-    if options.dtype not in _DTYPES:
-        raise UserError(f"dtype {options.dtype} is unknown; give one of {', '.join(_DTYPES)}")
     return options
 
 
@@ -137,7 +211,7 @@ def _autocast(run: Path) -> torch.dtype | None:
 
 
 def _result(
-    totals: torch.Tensor,
+    each: torch.Tensor,
     data: Dataset,
     description: dict[str, Any],
     target: Target,
@@ -146,14 +220,16 @@ def _result(
     model: Any,
     autocast: torch.dtype | None,
 ) -> dict[str, Any]:
-    loss = (totals[0] / totals[1]).item()
+    nats, counts = each[:, 0].tolist(), [int(count) for count in each[:, 1].tolist()]
+    loss = math.fsum(nats) / sum(counts)
     if not math.isfinite(loss):
-        raise UserError("the loss on the validation blocks is not finite; the weights are damaged", exit_code=1)
+        raise UserError("the loss on these blocks is not finite; the weights are damaged", exit_code=1)
     return {
         "loss": loss,
+        "standard_error": standard_error(nats, counts),
         "perplexity": math.exp(loss) if loss < 700 else None,
         "bits_per_byte": loss / math.log(2) / description["bytes_per_token"],
-        "tokens": int(totals[1].item()),
+        "tokens": sum(counts),
         "blocks": len(data),
         "all_blocks": description["blocks"],
         "bytes_per_token": description["bytes_per_token"],
@@ -164,14 +240,27 @@ def _result(
         "processes": world,
         "dtype": str(model.dtype).removeprefix("torch."),
         "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
+        "block_nats": nats,
+        "block_tokens": counts,
     }
 
 
 def summary(result: dict[str, Any]) -> str:
-    """One line for the console."""
+    """What the console is told: a line, and one more where two models were compared."""
     part = "" if result["blocks"] == result["all_blocks"] else f" ({result['blocks']} of {result['all_blocks']} blocks)"
     perplexity = "above 1e300" if result["perplexity"] is None else f"{result['perplexity']:.4f}"
-    return (
-        f"validation loss {result['loss']:.6f}  perplexity {perplexity}  bits per byte {result['bits_per_byte']:.4f}  "
-        f"tokens {result['tokens']:,}{part}"
+    what = f"loss on {result['text']}" if "text" in result else "validation loss"
+    line = (
+        f"{what} {result['loss']:.6f}{_sure(result)}  perplexity {perplexity}  "
+        f"bits per byte {result['bits_per_byte']:.4f}  tokens {result['tokens']:,}{part}"
     )
+    if (other := result.get("against")) is None:
+        return line
+    return (
+        f"{line}\nagainst {other['model']}: {other['difference']:+.6f}{_sure(other)} nats a token, below 0 is better; "
+        f"better on {other['better_blocks']} of {result['blocks']} blocks"
+    )
+
+
+def _sure(result: dict[str, Any]) -> str:
+    return "" if result["standard_error"] is None else f" +- {result['standard_error']:.6f}"

@@ -61,6 +61,7 @@ def convert(
         target: a folder that does not exist yet. ``conversion.json`` beside the weights keeps the report.
         norm_type: one of ``list_norms()``.
         text: a UTF-8 file; its first ``max_tokens`` tokens are scored before and after. Language models only.
+        max_tokens: how much of the text is scored.
         flags: any other flag of ``NormFlags``; one that is absent or None takes the default of the architecture.
 
     Raises:

@@ -73,6 +73,14 @@ def pretrain(recipe: Recipe) -> Result:
 
     A folder that holds the finished run is left as it is, and its results are returned.
 
+    Args:
+        recipe: as ``load_recipe`` reads it; its ``output_dir`` is the run folder.
+
+    Returns:
+        The folder, the scores on the held-out data (``validation["loss"]`` in nats a predicted token, of images a
+        picture), a sample of text, and the trained model in memory. After Ctrl-C or SIGTERM ``stopped_by`` says so, and
+        the same call goes on.
+
     Raises:
         UserError: for every mistake that can be put right, in one sentence.
     """

@@ -28,9 +28,9 @@ ALONE = ("--train_only", "norms", "--max_steps", "100", "--save_steps", "100")
 
 
 def runs(out: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    """(name, recipe, keys) of every run, a base before what stands on it, and seed after seed."""
-    for seed in SEEDS:
-        for host, own in HOSTS.items():
+    """(name, recipe, keys) of every run, a base before what stands on it, host after host and seed after seed."""
+    for host, own in HOSTS.items():
+        for seed in SEEDS:
             recipe, base = RECIPES / host / "tiny.yaml", f"{host}-base-{own}-{seed}"
             yield base, recipe, ["--norm_type", own, "--seed", str(seed)]
             for norm in NORMS:

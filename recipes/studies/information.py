@@ -4,9 +4,10 @@
     python recipes/studies/information.py --out runs/information          # goes on where it was after any interruption
     ibnorm-hf analyze runs/information/llama-random-* --placebo --out DIR
 
-LLaMA tiny and GPT-2 tiny, five norms, three seeds. The pretrained base of a seed is the recipe trained whole with its
-host's own norm (RMSNorm, LayerNorm) and that seed; every norm is then swapped into it and trained alone for a hundred
-steps at the recipe's own rate. One rate for all, tuned for none of them.
+LLaMA tiny and GPT-2 tiny, five norms, three seeds. A random base is drawn by the seed. The pretrained base is one a
+host, the recipe trained whole with the host's own norm (RMSNorm, LayerNorm) by the first seed: there the seed is that
+of the samples alone. Every norm is swapped in and trained alone for a hundred steps at the recipe's own rate. One rate
+for all, tuned for none of them.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ ALONE = ("--train_only", "norms", "--max_steps", "100", "--save_steps", "100")
 def runs(out: Path) -> Iterator[tuple[str, Path, list[str]]]:
     """(name, recipe, keys) of every run, a base before what stands on it, host after host and seed after seed."""
     for host, own in HOSTS.items():
+        recipe, base = RECIPES / host / "tiny.yaml", f"{host}-base-{own}-{SEEDS[0]}"
+        yield base, recipe, ["--norm_type", own, "--seed", str(SEEDS[0])]
         for seed in SEEDS:
-            recipe, base = RECIPES / host / "tiny.yaml", f"{host}-base-{own}-{seed}"
-            yield base, recipe, ["--norm_type", own, "--seed", str(seed)]
+            keys = {norm: ["--norm_type", norm, "--seed", str(seed), *ALONE] for norm in NORMS}
             for norm in NORMS:
-                keys = ["--norm_type", norm, "--seed", str(seed), *ALONE]
-                yield f"{host}-random-{norm}-{seed}", recipe, keys
+                yield f"{host}-random-{norm}-{seed}", recipe, keys[norm]
+            for norm in NORMS:
                 started = ["--pretrained", str(out / base / "model")]
-                yield f"{host}-pretrained-{norm}-{seed}", out / f"{host}.yaml", keys + started
+                yield f"{host}-pretrained-{norm}-{seed}", out / f"{host}.yaml", keys[norm] + started
 
 
 def write_recipes(out: Path) -> None:

@@ -348,28 +348,25 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def _add_analyze_job(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "draw what the compressions do to a distribution: pictures of densities, with their numbers as CSV"
+    from .analysis.command import add_arguments
+
+    text = "measure information by layer, beside its placebo; or draw what the compressions do to a distribution"
     parser = jobs.add_parser("analyze", help=text, description=text, allow_abbrev=False)
-    parser.add_argument("--densities", action="store_true", required=True, help="figures 1, 3, 4 and 5 of the paper")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures and numbers")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples; default: %(default)s")
+    add_arguments(parser)
     parser.set_defaults(job=analyze)
 
 
 def analyze(arguments: argparse.Namespace) -> int:
-    """Draw the densities."""
-    from .analysis.densities import draw_densities
-    from .common.errors import UserError
+    """Measure runs, or draw the densities."""
+    from .analysis.command import run
 
-    if arguments.seed < 0:
-        raise UserError(f"--seed {arguments.seed}: name a whole number from 0 up")
-    try:
-        files = draw_densities(arguments.out, seed=arguments.seed)
-    except OSError as error:
-        raise UserError(f"{arguments.out}: cannot write here ({error.strerror}); name another folder") from error
-    for file in files:
-        print(file)
-    return 0
+    def source() -> Any:
+        from .analysis.runs import Source
+        from .training.reopen import held_out_images, initial_model
+
+        return Source(initial_model, held_out_images)
+
+    return run(arguments, source)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

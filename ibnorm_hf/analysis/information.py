@@ -26,6 +26,7 @@ __all__ = [
     "knn_mutual_information",
     "matrix_entropy",
     "matrix_mutual_information",
+    "noise_curve",
     "soft_entropy",
     "usable_information",
 ]
@@ -163,6 +164,17 @@ def channel_information(features: Any, noise: float, *, seed: int = 0) -> Estima
     value = float(factor.diagonal().log().sum())
     local = torch.cholesky_solve(centred.T, factor).T.mul(centred).sum(1) / 2
     return Estimate(name, value, around(value, float(local.std()) / math.sqrt(samples)), 0.0, samples, seed)
+
+
+def noise_curve(features: Any, noises: Sequence[float], *, seed: int = 0) -> dict[float, Estimate]:
+    """``channel_information`` at several noise levels, ascending: how fast what passes falls as the channel worsens.
+
+    Raises:
+        ValueError: as ``channel_information``, or no level is given.
+    """
+    if not noises:
+        raise ValueError("noises must name at least one level.")
+    return {noise: channel_information(features, noise, seed=seed) for noise in sorted(set(noises))}
 
 
 def ib_value(

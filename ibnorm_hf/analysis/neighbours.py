@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutual information by nearest neighbours, for the few dimensions in which that works."""
+"""Mutual information by nearest neighbours, for the few dimensions in which that works, and a reader by distance."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
+from scipy import stats
 from scipy.spatial import cKDTree
 from scipy.special import digamma, ndtri
 from scipy.stats import rankdata
+from torch import Tensor
 
 from .estimate import Estimate, around, as_matrix, permutation
 
 MOST_DIMENSIONS = 8
+PARTS = 5
 
 
 def knn_mutual_information(x: Any, y: Any, *, k: int = 5, seed: int = 0) -> Estimate:
     """Mutual information of continuous x and y, nats (Kraskov, Stoegbauer and Grassberger 2004, estimator 1).
 
     Every coordinate goes to its normal scores first, a bijection that leaves the truth as it is and makes the estimate
-    blind to any increasing map of a coordinate. The interval treats the local terms as independent.
+    blind to any increasing map of a coordinate. The local terms depend on each other, so the interval is the wider of
+    two: that of the terms as if they did not, and Student's of five parts of the sample (Holmes and Nemenman 2019).
 
     Args:
         x, y: (samples,) or (samples, width), at most 8 dimensions together.
@@ -48,7 +53,13 @@ def knn_mutual_information(x: Any, y: Any, *, k: int = 5, seed: int = 0) -> Esti
     terms = _terms(first, second, k)
     value = float(terms.mean())
     shuffled = float(_terms(first, second[permutation(samples, seed).numpy()], k).mean())
-    return Estimate(name, value, around(value, float(terms.std()) / math.sqrt(samples)), shuffled, samples, seed)
+    error = float(terms.std()) / math.sqrt(samples)
+    if samples > PARTS * k:
+        order = permutation(samples, seed).numpy()
+        parts = [_terms(first[order[i::PARTS]], second[order[i::PARTS]], k).mean() for i in range(PARTS)]
+        between = float(np.std(parts, ddof=1)) / math.sqrt(PARTS)
+        error = max(error, between * float(stats.t.ppf(0.975, PARTS - 1)) / 1.96)
+    return Estimate(name, value, around(value, error), shuffled, samples, seed)
 
 
 def _normal_scores(side: np.ndarray, name: str) -> np.ndarray:
@@ -68,3 +79,10 @@ def _terms(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
     counts = [cKDTree(side).query_ball_point(side, inside, p=np.inf, return_length=True) for side in (x, y)]
     # A count holds the point itself: it is n + 1 in the paper's terms.
     return digamma(k) + digamma(len(x)) - digamma(counts[0]) - digamma(counts[1])
+
+
+def neighbour_accuracy(features: Tensor, labels: Tensor, k: int = 5) -> float:
+    """Share of (samples, width) whose class wins among the k nearest others; a tie goes to the lower class."""
+    distance = torch.cdist(features, features).fill_diagonal_(math.inf)
+    near = labels[distance.topk(min(k, len(labels) - 1), largest=False).indices]
+    return float((near.mode(1).values == labels).double().mean())

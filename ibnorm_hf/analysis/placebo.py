@@ -20,6 +20,7 @@ from torch import Tensor
 from ..modeling.compression import get_compression
 from ..modeling.create import create_norm
 from .estimate import as_labels, as_matrix, permutation
+from .neighbours import neighbour_accuracy
 from .renyi import entropy_of, gram, median_bandwidth, soft_entropy
 
 NORMS = ("layernorm", "ibnorm-l", "ibnorm-t", "ibnorm-s")
@@ -126,13 +127,6 @@ def placebo(
             )
         )
     return made
-
-
-def neighbour_accuracy(features: Tensor, labels: Tensor, k: int = 5) -> float:
-    """Share of (samples, width) whose class wins among the k nearest others; a tie goes to the lower class."""
-    distance = torch.cdist(features, features).fill_diagonal_(math.inf)
-    near = labels[distance.topk(min(k, len(labels) - 1), largest=False).indices]
-    return float((near.mode(1).values == labels).double().mean())
 
 
 def recover(z: Tensor, mean_x: Tensor, std_c: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,14 @@ def kurtosis(rows: Tensor) -> float:
 def effective_rank(rows: Tensor) -> float:
     """exp of the entropy of the shares of the covariance's eigenvalues (Roy and Vetterli 2007): 1 to the width.
 
-    (samples, width); 0 where nothing varies.
+    (samples, width); 0 where nothing varies, NaN where something is not finite.
     """
     centred = rows.double() - rows.double().mean(0)
-    spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0)
+    # The smaller of the two products: they share their eigenvalues but for zeros.
+    product = centred.T @ centred if len(rows) > rows.shape[1] else centred @ centred.T
+    if not bool(torch.isfinite(product).all()):
+        return math.nan
+    spectrum = torch.linalg.eigvalsh(product).clamp(min=0)
     total = spectrum.sum()
     return float(torch.special.entr(spectrum / total).sum().exp()) if total > 0 else 0.0
 

@@ -30,6 +30,7 @@ from .keys.identity import identity, run_id
 from .keys.image_arguments import ImageArguments
 from .keys.recipe import Recipe, resolved
 from .loop.callbacks import CompressionShares, RunLog, StopOnSignal
+from .loop.shapes import LayerShapes
 from .loop.trainer import PretrainTrainer
 from .text_task import TextTask, prepare
 
@@ -134,7 +135,8 @@ def make_trainer(
     }
     # Hooks inside a compiled model would break its graph.
     shares = None if recipe.run.torch_compile else CompressionShares(trainer.model)
-    trainer.add_callback(RunLog(folder / "metrics.jsonl", trainer, shares=shares))
+    shapes = LayerShapes(trainer.model) if recipe.run.record_shapes else None
+    trainer.add_callback(RunLog(folder / "metrics.jsonl", trainer, shares=shares, shapes=shapes))
     return trainer
 
 

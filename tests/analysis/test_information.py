@@ -13,9 +13,11 @@ from ibnorm_hf.analysis.information import (
     knn_mutual_information,
     matrix_entropy,
     matrix_mutual_information,
+    noise_curve,
     soft_entropy,
     usable_information,
 )
+from ibnorm_hf.analysis.renyi import RenyiPlane
 
 
 def normal_pair(rho, samples, seed=0):
@@ -93,16 +95,67 @@ def test_usable_reads_all_of_separated_classes_and_nothing_of_shuffled_ones():
     assert found == usable_information(features, labels + 4000), "only which labels agree counts"
 
 
-def test_usable_of_independent_labels_has_zero_in_its_interval():
-    outside = 0
-    for seed in range(20):
+def covers_zero(found):
+    return found.interval[0] <= 0 <= found.interval[1]
+
+
+def test_independence_gives_zero_within_the_interval_in_95_of_100_seeds():
+    usable = knn = 0
+    for seed in range(100):
         generator = torch.Generator().manual_seed(seed)
-        found = usable_information(
-            torch.randn(200, 4, generator=generator), torch.randint(4, (200,), generator=generator), seed=seed
-        )
-        low, high = found.interval
-        outside += not low <= 0 <= high
-    assert outside <= 1
+        features = torch.randn(120, 3, generator=generator)
+        labels = torch.randint(4, (120,), generator=generator)
+        usable += covers_zero(usable_information(features, labels, seed=seed, folds=3, penalties=(0.1,), shuffle=False))
+        knn += covers_zero(knn_mutual_information(*normal_pair(0.0, 300, seed), seed=seed))
+    assert usable >= 95
+    assert knn >= 95
+
+
+def test_a_vocabulary_of_4096_labels_is_read():
+    """Labels that a token's features tell exactly, each seen twice or so: much is read, and never more than ln 4096."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.arange(4096), torch.arange(4096)])
+    codes = torch.randn(4096, 24, generator=generator)
+    features = codes[labels] + 0.05 * torch.randn(8192, 24, generator=generator)
+    options = {"folds": 2, "penalties": (1e-4,), "iterations": 4, "shuffle": False}
+    found = usable_information(features, labels + 10**6, seed=3, **options)
+    assert 0.5 < float(found) < math.log(4096)
+    assert found.shuffled is None
+
+
+def test_every_bound_loses_by_processing():
+    """I(f(X);Y) at most I(X;Y): for the probe, the channel and nearest neighbours, by dropping and by rounding."""
+    x, y = normal_pair(0.8, 1000)
+    wide = np.stack([x, np.random.default_rng(5).standard_normal(1000)], 1)
+    labels = torch.as_tensor((y > 0).astype(int) + (y > 1))
+    full = usable_information(wide, labels)
+    for less in (wide[:, 1:], np.sign(wide), np.abs(wide)):
+        assert float(usable_information(less, labels)) < float(full)
+    assert float(channel_information(0.5 * wide, 1.0)) < float(channel_information(wide, 1.0))
+    assert float(knn_mutual_information(np.abs(x), y)) < float(knn_mutual_information(x, y)) - 0.1
+
+
+def test_a_noise_curve_falls_from_level_to_level():
+    features, _ = clusters(samples=200, apart=2.0)
+    curve = noise_curve(features, (3.0, 0.1, 1.0, 1.0))
+    assert list(curve) == [0.1, 1.0, 3.0]
+    values = [float(estimate) for estimate in curve.values()]
+    assert values == sorted(values, reverse=True) and values[0] > 2 * values[-1]
+    assert curve[1.0] == channel_information(features, 1.0)
+    with pytest.raises(ValueError, match="at least one level"):
+        noise_curve(features, ())
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_knn_agrees_with_ennemi(rho):
+    """The same estimator by other people: MIT, ennemi.estimate_mi."""
+    ennemi = pytest.importorskip("ennemi")
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+
+    scores = [ndtri((rankdata(side) - 0.5) / 1500) for side in normal_pair(rho, 1500)]
+    theirs = float(ennemi.estimate_mi(scores[1], scores[0], k=5, preprocess=False)[0, 0])
+    assert float(knn_mutual_information(*scores, k=5)) == pytest.approx(theirs, abs=0.01)
 
 
 def test_usable_loses_by_processing_and_doubles_with_copies():
@@ -144,6 +197,22 @@ def test_renyi_entropy_of_equal_and_of_distant_points():
     labels = torch.arange(16) % 4
     features = 1e3 * torch.eye(4)[labels]
     assert float(matrix_mutual_information(features, labels, bandwidth=1.0)) == pytest.approx(math.log(4), abs=1e-9)
+
+
+def test_the_renyi_plane_is_the_three_pairs_at_once():
+    features, labels = clusters(apart=2.0, samples=120)
+    inputs = features[:, :3] ** 3
+    found = RenyiPlane(labels, inputs).of(features, beta=0.25, groups=4, bandwidth=3.0)
+    for name, other in (("labels", labels), ("input", inputs)):
+        alone = matrix_mutual_information(features, other, groups=4, bandwidth=3.0)
+        assert float(found[name]) == pytest.approx(float(alone), abs=1e-9)
+        assert found[name].interval == pytest.approx(alone.interval, abs=1e-9)
+    both = [found[name].value for name in ("labels", "input")]
+    assert float(found["ib"]) == pytest.approx(both[0] - 0.25 * both[1])
+    alone = matrix_mutual_information(features, labels, groups=0, bandwidth=3.0)
+    assert found["labels"].shuffled == pytest.approx(alone.shuffled)
+    assert found["ib"].shuffled == pytest.approx(alone.shuffled - 0.25 * both[1])
+    assert RenyiPlane(labels, inputs).of(features, groups=0)["ib"].interval is None
 
 
 def test_renyi_of_independent_normals_is_what_is_known():

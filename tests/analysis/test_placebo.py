@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from ibnorm_hf.analysis.placebo import Row, fixed_data, neighbour_accuracy, placebo, recover, write_csv
+from ibnorm_hf.analysis.neighbours import neighbour_accuracy
+from ibnorm_hf.analysis.placebo import Row, fixed_data, placebo, recover, write_csv
 from ibnorm_hf.modeling.compression import get_compression
 
 

@@ -159,7 +159,7 @@ class RunArguments(TrainingArguments):
     """Everything of TrainingArguments, with the defaults of a pretraining run, plus a few keys of our own."""
 
     free: ClassVar[frozenset[str]] = frozenset(
-        {"resume", "grad_spike_factor", "dry_run", "force", "sample_prompt", "processes", "license"}
+        {"resume", "grad_spike_factor", "dry_run", "force", "sample_prompt", "processes", "license", "record_shapes"}
     )
 
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps; exactly this many are taken."})
@@ -192,6 +192,10 @@ class RunArguments(TrainingArguments):
     sample_prompt: str = field(default="The", metadata={"help": "Start of the text generated at the end."})
     force: bool = field(
         default=False, metadata={"help": "Try a plan that needs more memory than there is, instead of refusing it."}
+    )
+    record_shapes: bool = field(
+        default=False,
+        metadata={"help": "Log kurtosis, effective rank and spread behind each norm; costs time, changes nothing."},
     )
     processes: int | None = field(
         default=None,

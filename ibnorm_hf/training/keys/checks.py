@@ -78,6 +78,11 @@ def check_values(data: Any, run: RunArguments, asked: Asked) -> None:
         ("learning_rate", 0 <= run.learning_rate < float("inf"), "must be a number of at least 0"),
         ("eval_strategy", run.eval_strategy != "epoch", "must be steps or no: a run has no epochs"),
         ("processes", run.processes in (None, world), f"is {run.processes}, but the launcher started {world}"),
+        (
+            "record_shapes",
+            not (run.record_shapes and run.torch_compile),
+            "reads inside the model; not with torch_compile",
+        ),
         ("save_strategy", run.save_strategy in ("steps", "no"), "must be steps or no: a run has no epochs"),
     ]
     for key, right, message in rules:

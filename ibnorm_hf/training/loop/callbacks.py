@@ -23,6 +23,7 @@ from ...modeling.batch_norms import IBBatchNorm2d
 from ...modeling.norms import IBNorm
 from ...modeling.recognize import iter_norms
 from .anneal import to_compress
+from .shapes import LayerShapes
 
 
 class CompressionShares:
@@ -63,8 +64,10 @@ class RunLog(TrainerCallback):
     step end to step end without validation and saving, and ``data_wait`` the share of it spent waiting for data.
     """
 
-    def __init__(self, path: Path, trainer: Any, *, shares: CompressionShares | None) -> None:
-        self.path, self.trainer, self.shares = path, trainer, shares
+    def __init__(
+        self, path: Path, trainer: Any, *, shares: CompressionShares | None, shapes: LayerShapes | None = None
+    ) -> None:
+        self.path, self.trainer, self.shares, self.shapes = path, trainer, shares, shapes
         self.units = 0  # that had arrived when the clock was read
         self.bar: Any = None
 
@@ -78,8 +81,9 @@ class RunLog(TrainerCallback):
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=not sys.stdout.isatty())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.shares is not None:
-            self.shares.active = (state.global_step + 1) % max(1, int(state.logging_steps)) == 0
+        for reader in (self.shares, self.shapes):
+            if reader is not None:
+                reader.active = (state.global_step + 1) % max(1, int(state.logging_steps)) == 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
@@ -124,6 +128,8 @@ class RunLog(TrainerCallback):
             line["norm_lambda"] = self.trainer.anneal.norm_lambda
         if self.shares is not None and (shares := self.shares.read()):
             line["share_over_lambda"] = {name: round(share, 6) for name, share in shares.items()}
+        if self.shapes is not None and (shapes := self.shapes.read()):
+            line["shapes"] = shapes
         return line
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

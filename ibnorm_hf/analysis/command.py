@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..common.errors import UserError, did_you_mean
+from .estimators import ESTIMATORS
 
-ESTIMATORS = ("usable", "channel", "renyi", "soft", "neighbours")
 _LEAST = {"samples": 16, "classes": 0, "seed": 0}
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..common.shape import effective_rank, kurtosis, spread
-from .command import ESTIMATORS
 from .estimate import Estimate, around
+from .estimators import ESTIMATORS
 from .information import noise_curve, usable_information
 from .neighbours import neighbour_accuracy
 from .renyi import RenyiPlane, soft_entropy
@@ -52,7 +52,7 @@ class Options:
         beta: of the IB values.
         renyi_samples: the first of them, for the kernels: their figures depend on the number, so it is one for all.
         folds: of the probe.
-        estimators: which of ``command.ESTIMATORS``.
+        estimators: which of ``ESTIMATORS``.
         seed: of the sample, the folds, the shuffles and the anchors.
     """
 

@@ -117,7 +117,7 @@ def test_a_vocabulary_of_4096_labels_is_read():
     labels = torch.cat([torch.arange(4096), torch.arange(4096)])
     codes = torch.randn(4096, 24, generator=generator)
     features = codes[labels] + 0.05 * torch.randn(8192, 24, generator=generator)
-    options = {"folds": 2, "penalties": (1e-4,), "iterations": 4, "shuffle": False}
+    options = {"folds": 2, "penalties": (1e-4,), "iterations": 8, "shuffle": False}
     found = usable_information(features, labels + 10**6, seed=3, **options)
     assert 0.5 < float(found) < math.log(4096)
     assert found.shuffled is None

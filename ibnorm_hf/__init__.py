@@ -54,6 +54,7 @@ _PUBLIC = {
     ),
     "modeling.functional": ("ib_norm",),
     "modeling.create": ("create_norm", "list_norms"),
+    "modeling.image_processing_ibnorm": ("IBNormImageProcessor",),
     "modeling.norms": ("IBNorm", "NormalNorm", "RMSNorm"),
     "modeling.rivals": ("DynamicTanh",),
     "modeling.guard": ("assert_norms",),

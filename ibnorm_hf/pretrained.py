@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import ibnorm_hf
 
@@ -29,10 +30,11 @@ _OF_THE_NORM = ("norm_lambda", "norm_order", "norm_lambda_learned")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model in fp32, its tokenizer (None: it has none), and the dtype it is stored in."""
+    """A model in fp32, its tokenizer, its image processor's file (None: it has none), and the dtype it is stored in."""
 
     model: PreTrainedModel
     tokenizer: Any
+    image_processor: Path | None
     dtype: torch.dtype
 
 
@@ -76,7 +78,8 @@ def load_pretrained(source: str) -> Pretrained:
         plain.generation_config = model.generation_config
         model = plain
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return Pretrained(model, load_tokenizer(source), stored)
+    pictures = image_processor_file(source) if model.main_input_name == "pixel_values" else None
+    return Pretrained(model, load_tokenizer(source), pictures, stored)
 
 
 def base_sha256(source: str) -> str | None:
@@ -109,6 +112,14 @@ def load_tokenizer(source: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def image_processor_file(source: str) -> Path | None:
+    """The settings of the image processor beside a pretrained model; None where there is none."""
+    try:
+        return Path(str(cached_file(source, IMAGE_PROCESSOR_NAME)))
+    except OSError:
         return None
 
 

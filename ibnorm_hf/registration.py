@@ -5,9 +5,11 @@ from importlib import import_module
 from typing import Any
 
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
+from transformers.utils import is_vision_available
 
 from . import FAMILIES
+from .modeling.image_processing_ibnorm import IBNormImageProcessor
 from .modeling.stock_decay import share_decay_list
 
 # Which Auto class builds a model is said by how its name ends: in ForTASK, or as here.
@@ -31,6 +33,10 @@ def _register(family: Any) -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         auto.register(config, model, exist_ok=True)
         _MODELS.setdefault(config, {})[auto] = model
+        if name.endswith("ForImageClassification") and is_vision_available():
+            # It runs without torchvision, and is not another one beside it.
+            processors: dict[str, type] = dict.fromkeys(("pil", "torchvision"), IBNormImageProcessor)
+            AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
 
 
 for _name in FAMILIES:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from .. import registration
 from ..common import strict_json, strict_yaml
@@ -19,6 +20,7 @@ from .baselines import beside_baselines
 from .eval_results import entries, write_entries
 from .facts import Facts, read_facts
 from .norm_facts import norm_facts
+from .processing import pictures
 from .results import MEASURES, NOT_MEASURED, leaderboard_table, number
 
 # How a class is loaded and what the Hub calls its task, by what its name ends in.
@@ -134,7 +136,8 @@ def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
         "overview": _overview(facts),
         "auto_class": _task(facts)[0],
         "import_ours": ours,
-        "has_tokenizer": (facts.model / "tokenizer_config.json").is_file(),
+        "loads": [_task(facts)[0], *_processing(facts.model)],
+        "pictures": pictures(facts.model) if facts.unit == "image" or _task(facts)[1] == "image-classification" else "",
         "norm": norm,
         "data": _data(facts),
         "command": " ".join(facts.environment.get("command", [])) or NOT_MEASURED,
@@ -149,6 +152,12 @@ def _sections(facts: Facts, model_id: str) -> dict[str, Any]:
         "limits": _limits(facts),
         "citation": norm["citation"],
     }
+
+
+def _processing(model: Path) -> list[str]:
+    """The Auto classes of what stands beside the weights."""
+    there = {"AutoTokenizer": "tokenizer_config.json", "AutoImageProcessor": IMAGE_PROCESSOR_NAME}
+    return [auto for auto, name in there.items() if (model / name).is_file()]
 
 
 def _overview(facts: Facts) -> list[tuple[str, Any]]:
@@ -200,6 +209,8 @@ def _data(facts: Facts) -> dict[str, Any]:
     else:
         text = f"Training data: {NOT_MEASURED}."
     train, validation = facts.data.get("train", {}), facts.data.get("validation", {})
+    if facts.unit == "image":
+        return {"text": text, "rows": _image_rows(facts)}
     rows = [(k.replace("_", " "), number(v)) for k, v in corpus.items() if v is not None and k not in ("path", "kind")]
     rows += [
         ("documents", number(facts.data.get("documents"))),
@@ -209,6 +220,16 @@ def _data(facts: Facts) -> dict[str, Any]:
         ("SHA-256 of the validation set", validation.get("sha256", NOT_MEASURED)),
     ]
     return {"text": text, "rows": rows}
+
+
+def _image_rows(facts: Facts) -> list[tuple[str, str]]:
+    part = {name: facts.data.get(name, {}).get("images") for name in ("train", "validation")}  # type: ignore[attr-defined]
+    return [
+        ("classes", number(facts.config.get("num_labels") or len(facts.data.get("classes", [])) or None)),
+        ("training images", number(part["train"])),
+        ("validation images, held out", number(part["validation"])),
+        ("SHA-256 of the images", facts.data.get("fingerprints", {}).get("images", NOT_MEASURED)),
+    ]
 
 
 def _results(facts: Facts) -> list[tuple[str, str]]:

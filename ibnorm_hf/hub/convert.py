@@ -22,6 +22,7 @@ from ..modeling.report import ReplacementReport
 from ..pretrained import as_registered, load_pretrained, registered_config
 from .card import write_card
 from .licence import copy_files, terms_of
+from .processing import copy_image_processor
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def convert(
         converted.save_pretrained(target)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(target)
+        if loaded.image_processor is not None:
+            copy_image_processor(loaded.image_processor, target)
         _write_report(conversion, source, target)
         _carry_terms(source, target)
     return conversion

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
@@ -26,17 +26,7 @@ from .adapter import base_of, merge
 from .code import differences, require_closed
 from .licence import copy_files, terms_of
 from .probe import probe, require_same_function
-
-# Copied as they are, so that the published tokenizer is the trained one to the byte.
-_PROCESSING = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
+from .processing import copy_processing, has_tokenizer
 
 
 def export(source: str | Path, target: str | Path, *, max_shard_size: str | int = "5GB") -> Path:
@@ -86,8 +76,8 @@ def write_export(model: Path, target: Path, *, max_shard_size: str | int) -> Non
     loaded.save_pretrained(target, max_shard_size=max_shard_size)
     if getattr(loaded.config, "auto_map", None):
         custom_object_save(loaded, target)
-        require_closed(target)
-    _copy_processing(next(filter(_has_tokenizer, parts), model), target, loaded.config)
+    copy_processing(next(filter(has_tokenizer, parts), model), target, loaded.config)
+    require_closed(target)
     for name in (CARD, LOSS_CURVE):
         if (model / name).is_file() and base is None:  # PEFT's card tells how to load an adapter
             shutil.copyfile(model / name, target / name)
@@ -196,26 +186,6 @@ def _set_remote_code(model: PreTrainedModel) -> None:
 
 def _reference(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
-
-
-def _copy_processing(model: Path, target: Path, config: PreTrainedConfig) -> None:
-    names = set(_PROCESSING)
-    if _has_tokenizer(model):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        except Exception as error:
-            raise UserError(f"tokenizer of {model} cannot be loaded: {one_line(error)}") from None
-        rows = getattr(config, "vocab_size", None)
-        if rows is not None and len(tokenizer) > rows:
-            raise UserError(f"tokenizer of {model} has {len(tokenizer)} entries, the model only {rows}")
-        names |= set(tokenizer.vocab_files_names.values())
-    for name in sorted(names):
-        if (model / name).is_file():
-            shutil.copyfile(model / name, target / name)
 
 
 def _versions() -> dict[str, str]:

@@ -101,6 +101,7 @@ class ImageTask:
             train=self.data.train,
             validation=self.data.validation,
             objective=ImageObjective(self.views),
+            processor=self.views.processor,
         )
 
     def require_same_base(self, manifest: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ class TextTask:
             train=data.train,
             validation=data.validation,
             objective=TextObjective(),
-            tokenizer=data.tokenizer,
+            processor=data.tokenizer,
         )
         trainer.facts |= self._base(config, manifest)
         if is_adapter(model):

@@ -48,6 +48,8 @@ def use(job):
         before["generated"] = model.generate(inputs["input_ids"], max_new_tokens=5, do_sample=False)
     save_file(before, job["output"])
     answer = {"class": type(model).__name__, "module": type(model).__module__}
+    if "picture" in job:
+        answer["pixels"] = look(job)
     if "again" in job:
         answer["moved"] = train_one_step(model, inputs, before)
         trained = output(model, inputs)
@@ -57,6 +59,18 @@ def use(job):
             torch.equal(trained[k], second[k]) for k in trained
         )
     return answer
+
+
+def look(job):
+    """What the image processor makes of a picture, the second generation's too; and the labels of a pipeline."""
+    found = []
+    processor = transformers.AutoImageProcessor.from_pretrained(job["folder"], **TRUST)
+    processor.save_pretrained(job["picture"] + ".again")
+    for one in (processor, transformers.AutoImageProcessor.from_pretrained(job["picture"] + ".again", **TRUST)):
+        found.append(one(job["picture"], return_tensors="pt")["pixel_values"].flatten().tolist())
+    classify = transformers.pipeline("image-classification", model=job["folder"], **TRUST)
+    answers = classify(job["picture"], function_to_apply="none")
+    return {"found": found, "logits": {a["label"]: a["score"] for a in answers}}
 
 
 def train_one_step(model, inputs, before):

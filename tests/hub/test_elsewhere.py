@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ibnorm_hf import IBNormImageProcessor
 from ibnorm_hf.hub.export import export
 from ibnorm_hf.modeling.rivals import __name__ as HOME
 from ibnorm_hf.modeling.specs import SPECS
@@ -46,10 +49,17 @@ def make_job(folder, config_class, auto, cls, **flags):
     name = "_".join((cls.__name__, auto.__name__, *map(str, flags.values())))
     model.save_pretrained(folder / "model" / name)
     save_file(inputs_for(model), folder / f"{name}.input")
+    job = {}
+    if model.main_input_name == "pixel_values":
+        sides = {"height": 8, "width": 8}
+        IBNormImageProcessor(size={"height": 10, "width": 10}, crop_size=sides).save_pretrained(folder / "model" / name)
+        job["picture"] = str(folder / f"{name}.png")
+        noise = np.random.default_rng(0).integers(0, 255, (13, 21, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(job["picture"])
     exported = export(folder / "model" / name, folder / "export" / name, max_shard_size="4KB")
     # An export of the export is what is used: nothing may be lost on the way.
     exported = export(exported, folder / "export_of_export" / name)
-    return {"auto": auto.__name__, "folder": str(exported), "input": str(folder / f"{name}.input")}, model
+    return job | {"auto": auto.__name__, "folder": str(exported), "input": str(folder / f"{name}.input")}, model
 
 
 def expected(job, model):
@@ -77,6 +87,14 @@ def test_every_head_loads_elsewhere_trains_and_saves_again(tmp_path):
         there, here = load_file(job["output"]), load_file(other["output"])
         for name, tensor in expected(job, model).items():
             assert torch.equal(there[name], here[name]) and torch.equal(there[name], tensor), (cls.__name__, name)
+        if "picture" in job:
+            pixels = IBNormImageProcessor.from_pretrained(job["folder"])(
+                job["picture"], return_tensors="pt"
+            ).pixel_values
+            assert answer["pixels"]["found"] == own["pixels"]["found"] == [pixels.flatten().tolist()] * 2
+            with torch.no_grad():
+                logits = dict(zip(model.config.id2label.values(), model(pixels).logits[0].tolist(), strict=True))
+            assert answer["pixels"]["logits"] == own["pixels"]["logits"] == logits
         assert answer["moved"] > 1e-3 and answer["second_generation"], cls.__name__
 
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.modeling.image_processing_ibnorm import fit, normalize
 from ibnorm_hf.training.images import augment
-from ibnorm_hf.training.images.images import load_digits, load_idx, square
+from ibnorm_hf.training.images.images import load_digits, load_idx
 from ibnorm_hf.training.keys.image_arguments import ImageArguments
 from ibnorm_hf.training.model.image_build import Views, facts_of, load_images, planned_facts
 
@@ -107,11 +108,11 @@ def test_a_folder_of_images(tmp_path, monkeypatch):
             load_images(ImageArguments(images=str(tmp_path / "pictures"), **options))
 
 
-def test_square_keeps_the_centre():
+def test_a_square_keeps_the_centre():
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, 2:6] = 200
-    assert torch.equal(square(Image.fromarray(pixels), 4), torch.full((3, 4, 4), 200, dtype=torch.uint8))
-    assert square(Image.new("L", (30, 10)), 5).shape == (3, 5, 5)
+    assert torch.equal(fit(Image.fromarray(pixels), 4, 4), torch.full((3, 4, 4), 200, dtype=torch.uint8))
+    assert fit(Image.new("L", (30, 10)), 5, 5).shape == (3, 5, 5)
 
 
 def test_plans_know_hub_data_without_it():
@@ -155,9 +156,9 @@ def test_random_resized_crop():
 def test_normalize_undoes_the_moments():
     data = load_digits()
     mean, std = augment.channel_moments(data.train.pixels)
-    values = augment.normalize(data.train.pixels, mean, std)
+    values = normalize(data.train.pixels, mean, std)
     assert values.mean().abs() < 1e-4 and values.std().item() == pytest.approx(1, abs=1e-4)
-    torch.testing.assert_close(augment.normalize(data.train.pixels.float() / 255, mean, std), values)
+    torch.testing.assert_close(normalize(data.train.pixels.float() / 255, mean, std), values)
 
 
 @pytest.mark.parametrize("kind", ["plain", "crop", "crop-flip", "resized-crop-flip"])

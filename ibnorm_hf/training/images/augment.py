@@ -10,12 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(N, C, H, W) uint8, or float in [0, 1], as float32, minus mean (C,) and over std (C,), both in units of 1."""
-    values = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-    return (values - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
-
-
 def channel_moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) of (N, C, H, W) uint8, in units of 1."""
     values = pixels.float() / 255
@@ -68,9 +62,3 @@ def random_resized_crop(
     grid = F.affine_grid(theta, [n, images.shape[1], size, size], align_corners=False)
     values = images.float() / 255 if images.dtype == torch.uint8 else images
     return F.grid_sample(values, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def center_crop(images: Tensor, size: int) -> Tensor:
-    """The central size x size of (N, C, H, W); smaller images stay as they are."""
-    top, left = (max(0, (side - size) // 2) for side in images.shape[-2:])
-    return images[..., top : top + size, left : left + size]

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ...common.errors import UserError
-from .square import square
+from ...modeling.image_processing_ibnorm import fit
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_CHECKED = 50_000  # images that are decoded once before training; of more, only their heads are read
@@ -37,7 +37,7 @@ class FolderImages(Dataset[dict[str, Any]]):
         image = _decoded(path)
         if image is None:
             raise UserError(f"image {path} is damaged; repair or remove it", exit_code=1)
-        return {"pixel_values": square(image, self.size), "labels": torch.tensor(label)}
+        return {"pixel_values": fit(image, self.size, self.size), "labels": torch.tensor(label)}
 
     def sha256(self) -> str:
         """Digest of names, labels and bytes of all files."""

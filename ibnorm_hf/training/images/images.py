@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...common.errors import UserError
+from ...modeling.image_processing_ibnorm import fit
 from .folder import FolderImages, read_folder
-from .square import square
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 _FASHION_LABELS = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)  # its first training images; MNIST's are 5, 0, 4, 1, 9, ...
@@ -144,7 +144,10 @@ class HubImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[int(index)]
-        return {"pixel_values": square(row[self.image], self.size), "labels": torch.tensor(int(row[self.label]))}
+        return {
+            "pixel_values": fit(row[self.image], self.size, self.size),
+            "labels": torch.tensor(int(row[self.label])),
+        }
 
 
 def load_datasets(

@@ -44,7 +44,7 @@ class PretrainTrainer(Trainer):
     """
 
     def __init__(
-        self, *, model: nn.Module, args: Any, train: Any, validation: Any, objective: Objective, tokenizer: Any = None
+        self, *, model: nn.Module, args: Any, train: Any, validation: Any, objective: Objective, processor: Any = None
     ) -> None:
         self.objective: Objective = objective
         self.order = SampleOrder(len(train), seed=args.seed, steps=args.max_steps, batch=self._batch_of(args))
@@ -57,7 +57,7 @@ class PretrainTrainer(Trainer):
             train_dataset=Marked(train),
             eval_dataset=validation,
             data_collator=MarkingCollator(objective),
-            processing_class=tokenizer,
+            processing_class=processor,  # saved beside the weights
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)

@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from ...common.errors import UserError, did_you_mean
 from ...common.paths import cache_root
+from ...modeling.image_processing_ibnorm import IBNormImageProcessor, center_crop, normalize
 from ...modeling.sync_norms import IBSyncBatchNorm2d
-from ..images.augment import center_crop, channel_moments, normalize, random_crop, random_flip, random_resized_crop
+from ..images.augment import channel_moments, random_crop, random_flip, random_resized_crop
 from ..images.images import ImageData, is_idx_folder, load_datasets, load_digits, load_folder, load_idx
 from ..keys.image_arguments import ImageArguments
 from ..keys.recipe import Recipe
@@ -165,7 +166,10 @@ def build_image_model(config: PreTrainedConfig, *, device: str = "cpu", sync: bo
 
 
 class Views:
-    """uint8 images -> the model's input: augmented for training, the centre for validation, normalized both."""
+    """uint8 images -> the model's input: augmented for training, the centre for validation, normalized both.
+
+    ``processor`` does the latter from a picture of any kind; it is saved beside the weights.
+    """
 
     def __init__(self, arguments: ImageArguments, facts: ImageFacts, data: ImageData | None = None) -> None:
         self.arguments, self.size = arguments, facts.height
@@ -174,12 +178,20 @@ class Views:
                 raise UserError(
                     f"image_mean has {len(arguments.image_mean)} numbers, the images {facts.channels} channels"
                 )
-            mean, std = torch.tensor(arguments.image_mean), torch.tensor(arguments.image_std)
+            moments = [torch.tensor(v, dtype=torch.float32) for v in (arguments.image_mean, arguments.image_std)]
         elif data is not None and hasattr(data.train, "pixels"):
-            mean, std = channel_moments(data.train.pixels)
+            moments = list(channel_moments(data.train.pixels))
         else:
-            mean = std = torch.full((facts.channels,), 0.5)
-        self.mean, self.std = mean, std
+            moments = [torch.full((facts.channels,), 0.5, dtype=torch.float32)] * 2
+        self.mean, self.std = moments
+        height, width = (facts.height, facts.width) if data is None else data.shape[1:]
+        self.processor = IBNormImageProcessor(
+            num_channels=facts.channels,
+            size={"height": height, "width": width},
+            crop_size={"height": facts.height, "width": facts.width},
+            image_mean=self.mean.tolist(),
+            image_std=self.std.tolist(),
+        )
 
     def train(self, pixels: Tensor, draw: str) -> Tensor:
         """(N, C, H, W) uint8 -> augmented, normalized float32; ``draw`` names the batch, and decides its chances."""
@@ -189,16 +201,13 @@ class Views:
         if kind == "resized-crop-flip":
             pixels = random_resized_crop(pixels, self.size, generator, area=(self.arguments.crop_area, 1.0))
         elif self.arguments.image_size is not None:
-            pixels = center_crop(pixels, self.size)
+            pixels = center_crop(pixels, self.size, self.size)
         if kind in ("crop", "crop-flip"):
             pixels = random_crop(pixels, self.arguments.crop_padding, generator)
         if kind.endswith("flip"):
             pixels = random_flip(pixels, generator)
-        return self._normalize(pixels)
+        return normalize(pixels, self.mean.to(pixels.device), self.std.to(pixels.device))
 
     def evaluate(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) uint8, or float in [0, 1] -> normalized float32, the centre where the model takes less."""
-        return self._normalize(center_crop(pixels, self.size) if self.arguments.image_size is not None else pixels)
-
-    def _normalize(self, pixels: Tensor) -> Tensor:
-        return normalize(pixels, self.mean.to(pixels.device), self.std.to(pixels.device))
+        return self.processor.normalize(pixels)

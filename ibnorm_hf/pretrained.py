@@ -17,7 +17,6 @@ import ibnorm_hf
 
 from . import registration  # noqa: F401 (the console script does not register by itself)
 from .common.errors import UserError, one_line
-from .common.paths import digest, file_sha256
 from .common.run import require_safetensors, verify_model
 from .modeling.recognize import iter_norms
 
@@ -80,19 +79,6 @@ def load_pretrained(source: str) -> Pretrained:
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     pictures = image_processor_file(source) if model.main_input_name == "pixel_values" else None
     return Pretrained(model, load_tokenizer(source), pictures, stored)
-
-
-def base_sha256(source: str) -> str | None:
-    """Digest of what a local pretrained model computes: the content of its config and weights; None for one of the Hub.
-
-    That one is known by its commit.
-    """
-    path = Path(source)
-    if not path.exists():
-        return None
-    names = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.gguf")
-    files = [path] if path.is_file() else sorted(p for name in names for p in path.glob(name))
-    return digest([[file.name, file_sha256(file)] for file in files])
 
 
 def load_config(source: str) -> PreTrainedConfig:

@@ -133,6 +133,7 @@ class AdapterConfig(TypedDict, total=False):
     """adapter_config.json of PEFT."""
 
     base_model_name_or_path: str | None
+    revision: str | None
     peft_type: str | None
 
 

@@ -18,6 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from .. import registration  # noqa: F401
 from ..common.errors import UserError
+from ..common.vocabulary import beyond
 from .target import resolve
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class IBNormLM(HFLM):
         kwargs: everything else that HFLM takes.
 
     Raises:
-        UserError: no such model, no tokenizer, or a tokenizer with more entries than the embedding has rows.
+        UserError: no such model, no tokenizer, or a tokenizer with ids that the embedding has no rows for.
     """
 
     def __init__(
@@ -144,9 +145,9 @@ def _vocab_size(config: Any) -> int:
 
 def _check_vocabulary(tokenizer: Any, config: Any, model: Any = None) -> None:
     rows = _vocab_size(config) if model is None else model.get_input_embeddings().weight.shape[0]
-    if rows and len(tokenizer) > rows:
+    if rows and (too_many := beyond(tokenizer, rows)):
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} entries and the model's embedding {rows} rows; "
+            f"tokenizer {tokenizer.name_or_path} has {too_many} and the model's embedding {rows} rows; "
             "give the tokenizer that the model was trained with"
         )
 

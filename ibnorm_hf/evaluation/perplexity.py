@@ -192,7 +192,11 @@ def _default_device() -> str:
 def _load(target: Target, dtype: str) -> Any:
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            target.pretrained, dtype=_DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            target.pretrained,
+            dtype=_DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            revision=target.revision or "main",
         )
         if target.peft:
             from peft import PeftModel

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.base import Base, base_of
 from ..common.errors import UserError
-from ..common.run import adapter_config, checkpoints, fingerprint, is_adapter, is_run, require_safetensors, verify_model
+from ..common.run import checkpoints, fingerprint, is_adapter, is_run, require_safetensors, verify_model
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.gguf")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -25,6 +25,7 @@ class Target:
         tokenizer: folder of the tokenizer if it is not beside the model.
         run: the run folder that holds the model, or None.
         output: folder for results.
+        revision: commit of a base model of the Hub that an adapter was trained on, where it is written down.
     """
 
     pretrained: str
@@ -32,16 +33,19 @@ class Target:
     tokenizer: str | None
     run: Path | None
     output: Path
+    revision: str | None = None
 
     @property
     def model_args(self) -> dict[str, str]:
         """As the harness takes them."""
         args = {"pretrained": self.pretrained, "peft": self.peft, "tokenizer": self.tokenizer}
+        args["revision"] = self.revision
         return {key: value for key, value in args.items() if value is not None}
 
     def fingerprint(self) -> str:
         """SHA-256 over config, weights and tokenizer files; over the name alone for a model of the Hub."""
-        return fingerprint(filter(None, (self.pretrained, self.peft, self.tokenizer)))
+        base = Base(Path(self.pretrained), self.revision).name
+        return fingerprint(filter(None, (base, self.peft, self.tokenizer)))
 
 
 def resolve(name: str) -> Target:
@@ -69,6 +73,7 @@ def resolve(name: str) -> Target:
     if is_adapter(folder):
         return _adapter(folder, run, output)
     _check_files(folder)
+    check_tokenizer(folder)
     return Target(str(folder), None, None, run, output)
 
 
@@ -88,7 +93,6 @@ def _check_files(folder: Path) -> None:
     if not any(folder.glob("*.gguf")):
         require_safetensors(folder)
     verify_model(folder)
-    check_tokenizer(folder)
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -98,11 +102,13 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def _adapter(folder: Path, run: Path | None, output: Path) -> Target:
-    base = adapter_config(folder).get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{folder / 'adapter_config.json'} names no base model (base_model_name_or_path); add it")
+    base = base_of(folder)
     require_safetensors(folder)
     verify_model(folder)
     own = any(any(folder.glob(pattern)) for pattern in _TOKENIZERS)
-    base_target = resolve(base if Path(base).exists() or not (folder / base).exists() else os.fspath(folder / base))
-    return Target(base_target.pretrained, str(folder), str(folder) if own else None, run, output)
+    if base.place.is_dir():
+        _check_files(base.place)
+        if not own:
+            check_tokenizer(base.place)
+    pretrained = str(base.place.resolve() if base.place.is_dir() else base.place)
+    return Target(pretrained, str(folder), str(folder) if own else None, run, output, base.commit)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..common.errors import UserError, one_line
-from ..common.run import ADAPTER_CONFIG, adapter_config, is_adapter, model_folder
 from .probe import probe
 
 _WEIGHTS = "adapter_model.safetensors"
-
-
-def base_of(adapter: Path) -> Path:
-    """The base model that an adapter names: a folder, or ``owner/name`` of the Hub.
-
-    A path that leads nowhere from the current folder is tried from the adapter's own.
-
-    Raises:
-        UserError: no base is named, it is gone, or it is an adapter itself.
-    """
-    name = adapter_config(adapter).get("base_model_name_or_path")
-    if not name:
-        raise UserError(f"{adapter / ADAPTER_CONFIG} names no base model (base_model_name_or_path); add it")
-    base = next((place for place in (Path(name), adapter / name) if os.path.isdir(place)), None)
-    if base is None:
-        if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
-            raise UserError(
-                f"the base model {name} of adapter {adapter} does not exist; put it back, or correct {ADAPTER_CONFIG}"
-            )
-        return Path(name)
-    base = model_folder(base)
-    if is_adapter(base):
-        raise UserError(f"the base model {base} of adapter {adapter} is an adapter itself; export it first")
-    return base
 
 
 def merge(base: Any, adapter: Path) -> tuple[Any, Tensor | None]:

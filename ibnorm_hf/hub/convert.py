@@ -16,6 +16,7 @@ from ..common.nats import mean_nats
 from ..common.paths import write_json
 from ..common.run import CARD, is_model, is_run, model_folder
 from ..common.strict_json import plain
+from ..common.vocabulary import beyond
 from ..modeling.configuration_ibnorm import NormFlags
 from ..modeling.replace import replace_norms
 from ..modeling.report import ReplacementReport
@@ -74,6 +75,9 @@ def convert(
     loaded = load_pretrained(source)
     model = loaded.model
     ids = _tokens(loaded.tokenizer, text, max_tokens)
+    embedding: Any = model.get_input_embeddings()
+    if ids is not None and (too_many := beyond(loaded.tokenizer, len(embedding.weight))):
+        raise UserError(f"tokenizer of {source} has {too_many}, more than the model has rows; leave --text out")
     before = nats_per_token(model, ids)
     given = {name: value for name, value in flags.items() if value is not None}
     try:

@@ -18,11 +18,12 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
 from .. import __version__, registration
+from ..common.base import base_of, require_same_base
 from ..common.errors import UserError, one_line
 from ..common.listing import CHECKSUMS, list_files, problems, read_listing, write_listing
 from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE, is_adapter, model_folder, require_safetensors, verify_model
 from ..modeling.compression import get_compression, list_compressions
-from .adapter import base_of, merge
+from .adapter import merge
 from .code import differences, require_closed
 from .licence import copy_files, terms_of
 from .probe import probe, require_same_function
@@ -61,17 +62,18 @@ def export(source: str | Path, target: str | Path, *, max_shard_size: str | int 
 
 def write_export(model: Path, target: Path, *, max_shard_size: str | int) -> None:
     """Fill an empty folder from a model folder, and list its files in ``checksums.json`` last."""
+    require_same_base(model)
     base = base_of(model) if is_adapter(model) else None
-    parts = [model] if base is None else [model, base]  # what an adapter lacks is its base's
-    if base is not None and base.is_dir():
-        require_safetensors(base)
-        verify_model(base)
+    parts = [model] if base is None else [model, base.place]  # what an adapter lacks is its base's
+    if base is not None and base.place.is_dir():
+        require_safetensors(base.place)
+        verify_model(base.place)
     # An adapter was trained on its base in float32: rounding the base again would export another model.
     if base is None:
         loaded = _load(model)
         wanted = probe(loaded)
     else:
-        loaded, wanted = merge(_load(base, dtype=torch.float32), model)
+        loaded, wanted = merge(_load(base.place, torch.float32, base.commit), model)
     _set_remote_code(loaded)
     loaded.save_pretrained(target, max_shard_size=max_shard_size)
     if getattr(loaded.config, "auto_map", None):
@@ -135,13 +137,14 @@ def made_with(folder: Path) -> dict[str, Any]:
     return versions if isinstance(versions, dict) else {}
 
 
-def _load(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+def _load(folder: Path, dtype: torch.dtype | str = "auto", commit: str | None = None) -> PreTrainedModel:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a file, a bar is a page of lines
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        at = {"revision": commit} if commit else {}
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **at)
         cls = _model_class(config, folder)
-        model, info = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        model, info = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **at)
     except UserError:
         raise
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ..common.base import base_of, require_same_base
 from ..common.errors import UserError, one_line
 from ..common.listing import require_regular
 from ..common.run import (
@@ -25,7 +26,6 @@ from ..common.run import (
     require_safetensors,
 )
 from ..common.study import Found, study_of
-from .adapter import base_of
 from .licence import Terms, terms_of
 from .scrub import scrub
 
@@ -78,6 +78,7 @@ def read_facts(
     source, model = Path(source), model_folder(source)
     terms = terms_of(source, license)
     trained = model
+    require_same_base(trained)
     if is_adapter(model):
         if merged is None or not (merged / "config.json").is_file():
             raise UserError(
@@ -155,12 +156,12 @@ def _own_scores(content: dict[str, Any], path: Path, model: Path) -> dict[str, A
     return dict(found)
 
 
-def _measured_places(model: Path) -> list[Path]:
+def _measured_places(model: Path) -> list[str | Path]:
     """What an evaluation of the model loads: an adapter's base, the adapter, and its tokenizer where it has one."""
     if not is_adapter(model):
         return [model]
     own = any((model / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return [base_of(model), model, *([model] if own else [])]
+    return [base_of(model).name, model, *([model] if own else [])]
 
 
 def _check_rows(content: dict[str, Any], path: Path) -> None:

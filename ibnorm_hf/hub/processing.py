@@ -14,6 +14,7 @@ from ..common.errors import UserError, one_line
 from ..common.listing import require_regular
 from ..common.paths import write_json
 from ..common.strict_json import read_object
+from ..common.vocabulary import beyond
 from ..modeling.image_processing_ibnorm import IBNormImageProcessor
 from .code import MODELING
 
@@ -46,8 +47,8 @@ def copy_processing(model: Path, target: Path, config: PreTrainedConfig) -> None
         except Exception as error:
             raise UserError(f"tokenizer of {model} cannot be loaded: {one_line(error)}") from None
         rows = getattr(config, "vocab_size", None)
-        if rows is not None and len(tokenizer) > rows:
-            raise UserError(f"tokenizer of {model} has {len(tokenizer)} entries, the model only {rows}")
+        if rows is not None and (too_many := beyond(tokenizer, rows)):
+            raise UserError(f"tokenizer of {model} has {too_many}, the model only {rows} rows")
         names |= set(tokenizer.vocab_files_names.values())
     for name in sorted(names):
         if (model / name).is_file():

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.common.listing import MANIFEST, write_listing
 from ibnorm_hf.evaluation.target import resolve
 
 from .conftest import Place, write_results
@@ -101,6 +102,19 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_before_the_first_forwa
     assert f"has {VOCABULARY + 1} entries and the model's embedding {VOCABULARY} rows" in line
 
 
+def test_a_tokenizer_with_holes_is_judged_by_its_largest_id(models: Callable) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    from ibnorm_hf.evaluation.harness_model import IBNormLM
+
+    model = AutoModelForCausalLM.from_pretrained(models("ibnorm_llama"))
+    words = Tokenizer(WordLevel({"<|end|>": 0, "w": VOCABULARY}, unk_token="<|end|>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>")
+    with pytest.raises(UserError, match=f"has 2 entries with ids up to {VOCABULARY} and the model's embedding"):
+        IBNormLM(model, tokenizer=tokenizer)
+
+
 def _no_forward(self: object, *args: object, **kwargs: object) -> None:
     raise AssertionError("a forward pass was run")
 
@@ -137,8 +151,25 @@ def test_an_adapter_without_base_gets_one_line(adapter: Path) -> None:
     with pytest.raises(UserError, match="names no base model"):
         resolve(str(adapter))
     write_results(path, {**content, "base_model_name_or_path": "/gone/base"})
-    with pytest.raises(UserError, match="/gone/base does not exist"):
+    with pytest.raises(UserError, match=r"/gone/base of adapter .* does not exist"):
         resolve(str(adapter))
+    write_results(path, {**content, "base_model_name_or_path": str(adapter)})
+    with pytest.raises(UserError, match=r"names itself as its base model; correct adapter_config\.json"):
+        resolve(str(adapter))
+    shutil.copytree(adapter, adapter.parent / "other")
+    write_results(path, {**content, "base_model_name_or_path": str(adapter.parent / "other")})
+    with pytest.raises(UserError, match="is an adapter itself; export it first"):
+        resolve(str(adapter))
+
+
+def test_a_base_of_the_hub_is_loaded_at_the_commit_it_was_trained_on(adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    write_results(path, {**json.loads(path.read_text()), "base_model_name_or_path": "owner/base"})
+    before = resolve(str(adapter))
+    assert before.revision is None and "revision" not in before.model_args
+    write_listing(adapter, MANIFEST, {"pretrained_commit": "c" * 40})
+    target = resolve(str(adapter))
+    assert target.model_args["revision"] == "c" * 40 and target.fingerprint() != before.fingerprint()
 
 
 def test_automatic_batches_on_a_cpu_stay_within_a_gigabyte_of_logits(models: Callable) -> None:

@@ -127,7 +127,11 @@ def test_adapters_that_cannot_be_exported(adapter_run, run, tmp_path, capsys, mo
     assert "the base model /gone/base of adapter" in refusal(capsys, made, target)
     name_base("somebody/gone")
     assert "somebody/gone cannot be loaded" in refusal(capsys, made, target)
-    name_base(str(made))
+    for itself in (str(made), str(made / "model")):
+        name_base(itself)
+        assert f"adapter {made / 'model'} names itself as its base model" in refusal(capsys, made, target)
+    other = shutil.copytree(made / "model", tmp_path / "other")
+    name_base(str(other))
     assert "is an adapter itself" in refusal(capsys, made, target)
     config.write_text("{")
     assert "adapter_config.json is unreadable" in refusal(capsys, made, target)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_imports
 
 import ibnorm_hf
@@ -16,6 +17,7 @@ from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.hub import export as exports
 from ibnorm_hf.hub.code import require_closed
+from ibnorm_hf.hub.convert import convert
 from ibnorm_hf.hub.export import export, verify
 from ibnorm_hf.modeling import compression
 
@@ -229,6 +231,22 @@ def test_a_tokenizer_that_does_not_fit_is_refused(run, tmp_path):
     tokenizer.save_pretrained(run / "model")
     with pytest.raises(UserError, match=r"tokenizer of .* has 70 entries, the model only 64"):
         export(run, tmp_path / "out")
+
+
+def test_a_tokenizer_with_holes_is_judged_by_its_largest_id(run, tmp_path):
+    """Three words, one of which has an id that the model has no row for."""
+    tokenizer = Tokenizer(models.WordLevel({"<|end|>": 0, "w1": 1, "w2": 64}, unk_token="<|end|>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(run / "model")
+    with pytest.raises(UserError, match=r"has 3 entries with ids up to 64, the model only 64 rows"):
+        export(run, tmp_path / "out")
+    assert "has 3 entries with ids up to 64" in refusal_of_convert(run, tmp_path)
+
+
+def refusal_of_convert(run, tmp_path):
+    (tmp_path / "text.txt").write_text("w1 w2 w1")
+    with pytest.raises(UserError) as caught:
+        convert(str(run / "model"), tmp_path / "converted", norm_type="ibnorm-l", text=tmp_path / "text.txt")
+    return str(caught.value)
 
 
 def test_a_compression_of_ones_own_cannot_travel(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 """Training from pretrained weights: whole, with other norms, norms alone, adapters; exact resume of each."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.common.packed import IGNORED
+from ibnorm_hf.evaluation.target import resolve
+from ibnorm_hf.hub.card import write_card
 from ibnorm_hf.hub.export import export
+from ibnorm_hf.hub.push import push
 from ibnorm_hf.modeling.norms import IBNorm
 from ibnorm_hf.modeling.recognize import iter_norms
 from ibnorm_hf.pretrained import load_pretrained
@@ -262,12 +266,19 @@ def test_a_base_that_changed_is_refused(make, bases, tmp_path):
         path.write_bytes(content[:-4] + b"\x00\x00\x80\x3f")
         with pytest.raises(UserError, match="have changed since"):
             job.pretrain(make("ibnorm", *keys, "--save_steps", 12))
+        for use in (lambda: export(tmp_path / "run", tmp_path / "out"), lambda: resolve(str(tmp_path / "run"))):
+            with pytest.raises(UserError, match=CHANGED):
+                use()
+        path.unlink()  # half deleted: its config is still there
+        for use in (lambda: export(tmp_path / "run", tmp_path / "out"), lambda: resolve(str(tmp_path / "run"))):
+            with pytest.raises(UserError, match=CHANGED):
+                use()
     finally:
         path.write_bytes(content)
 
 
 @pytest.mark.parametrize("keys", [[], ["--adapter", "lora"]], ids=["whole", "lora"])
-def test_a_base_with_another_norm_is_refused(make, bases, tmp_path, keys):
+def test_a_base_with_another_norm_is_refused(make, bases, tmp_path, capsys, keys):
     """Its config decides what its weights compute."""
     words = [*keys, "--output_dir", tmp_path / "run", "--save_steps", 12]
     job.pretrain(make("ibnorm", *words))
@@ -275,11 +286,37 @@ def test_a_base_with_another_norm_is_refused(make, bases, tmp_path, keys):
     content = path.read_text()
     try:
         path.write_text(json.dumps(json.loads(content) | {"norm_type": "ibnorm-s", "norm_lambda": 0.01}))
-        with pytest.raises(UserError, match=r"config or weights of .* have changed since"):
+        with pytest.raises(UserError, match=CHANGED):
             job.pretrain(make("ibnorm", *words))
+        nobody_takes_it(tmp_path / "run", tmp_path / "out", capsys, whole=not keys)
     finally:
         path.write_text(content)
     job.pretrain(make("ibnorm", *words))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+
+
+CHANGED = r"config or weights of .* have changed since; bring the old ones back"
+
+
+def nobody_takes_it(run, out, capsys, whole):
+    """Publishing names the base, so it refuses; evaluation of weights that are whole says it and goes on."""
+    publishing = [
+        lambda: export(run, out),
+        lambda: push(run, "someone/model", dry_run=True, say=lambda line: None),
+        lambda: write_card(run, target=None if whole else run.parent / "merged"),
+    ]
+    for use in [*publishing, *([] if whole else [lambda: resolve(str(run)), lambda: resolve(str(run / "model"))])]:
+        with pytest.raises(UserError, match=CHANGED) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert not out.exists()
+    capsys.readouterr()
+    assert main(["eval", str(run), "--tasks", "perplexity"]) == (0 if whole else 2)
+    said = capsys.readouterr()
+    assert re.search(CHANGED, said.err) and said.err.count("\n") == 1
+    if whole:
+        found = load(run / "eval" / "perplexity.json")["loss"]
+        assert found == pytest.approx(load(run / "eval" / "validation.json")["loss"], rel=1e-6)
 
 
 def test_a_base_with_weights_too_many_is_refused(make, bases, tmp_path):

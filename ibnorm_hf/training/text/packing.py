@@ -17,12 +17,12 @@ import numpy as np
 from ...common.errors import UserError
 from ...common.packed import mask
 from ...common.paths import write_json
+from ...common.vocabulary import largest_id
 from ..keys.arguments import DataArguments
 from .blocks import BlockWriter
 from .encode import Encoder
 from .held_out import HeldOut
 from .sources.base import Piece, Source
-from .tokenizer import largest_id
 
 SHARD_TOKENS = 8_000_000  # bounds memory, and the work lost when a preparation is killed
 BATCH_CHARS = 250_000  # text tokenized at once; a worker needs some 50 times as many bytes

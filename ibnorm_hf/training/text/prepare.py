@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from ...common.errors import UserError
 from ...common.paths import cache_root, digest, sync_folder, write_json
+from ...common.vocabulary import largest_id
 from ..keys.arguments import DataArguments
 from .blocks import BlockWriter, blocks_sha256, load_blocks
 from .held_out import HeldOut
@@ -23,7 +24,7 @@ from .packing import Packer, Say
 from .sources.base import Source
 from .sources.registry import open_source
 from .tidy import tidy_cache
-from .tokenizer import fingerprint, get_tokenizer, largest_id
+from .tokenizer import fingerprint, get_tokenizer
 
 FORMAT = 2  # of data.json: 2 since a document ends once; blocks without it are those of an earlier version
 

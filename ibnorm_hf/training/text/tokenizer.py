@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ...common.errors import UserError
 from ...common.paths import cache_root, digest
+from ...common.vocabulary import beyond, largest_id
 from ...pretrained import load_tokenizer
 from ..keys.arguments import DataArguments
 
@@ -44,22 +45,15 @@ def get_tokenizer(data: DataArguments, vocab_size: int, source_mark: str, texts:
         tokenizer = _trained(data.tokenizer_vocab_size or vocab_size, source_mark, texts)
     else:
         tokenizer = _loaded(data.tokenizer)
-    rows = largest_id(tokenizer) + 1
-    if rows > vocab_size:
-        holes = f" with ids up to {rows - 1}" if rows > len(tokenizer) else ""
+    if too_many := beyond(tokenizer, vocab_size):
         raise UserError(
-            f"tokenizer '{data.tokenizer}' has {len(tokenizer)} entries{holes} but model.vocab_size is {vocab_size}; "
-            f"set model.vocab_size to {rows} or more"
+            f"tokenizer '{data.tokenizer}' has {too_many} but model.vocab_size is {vocab_size}; "
+            f"set model.vocab_size to {largest_id(tokenizer) + 1} or more"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer '{data.tokenizer}' has no end-of-text token; set its eos_token")
     tokenizer.model_max_length = int(1e30)  # blocks are cut here; a warning about length would be noise
     return tokenizer
-
-
-def largest_id(tokenizer: Any) -> int:
-    """The largest id that a text can become; above ``len(tokenizer) - 1`` where the ids have holes."""
-    return max([len(tokenizer) - 1, *tokenizer.get_vocab().values(), *tokenizer.all_special_ids])
 
 
 def fingerprint(tokenizer: Any) -> str:

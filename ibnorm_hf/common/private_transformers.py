@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The private parts of transformers that this package relies on, in one place; seen in 5.17 to 5.23.
-
-A part that is gone is an ImportError here, with its name, not a run that quietly does something else.
-"""
+"""The private parts of transformers that training relies on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from transformers import Trainer, masking_utils
+from .private import Parts
 
-# Methods of Trainer that ours overrides. That they are still *called* is checked by what they leave behind.
-OVERRIDDEN = (
+SEEN = "5.17 to 5.23"
+# Methods of Trainer that ours overrides or calls. That those are still *called* is checked by what they leave behind.
+_OF_TRAINER = (
     "_get_train_sampler",
     "_get_grad_norm",
+    "_prepare_inputs",
     "_save",
     "_save_checkpoint",
     "_save_optimizer_and_scheduler",
@@ -26,21 +26,14 @@ OVERRIDDEN = (
     "get_decay_parameter_names",
     "floating_point_ops",
 )
-
-
-def require(owner: object, names: tuple[str, ...], library: str, seen: str) -> None:
-    """Raise ImportError if one of the private ``names`` of a library is gone."""
-    gone = [name for name in names if not hasattr(owner, name)]
-    if gone:
-        where = getattr(owner, "__name__", type(owner).__name__)
-        raise ImportError(
-            f"{where} of the installed {library} has no {', '.join(gone)} any more, which this version of ibnorm_hf "
-            f"relies on; install {library} {seen}"
-        )
-
-
-require(Trainer, OVERRIDDEN, "transformers", "5.17 to 5.23")
-require(masking_utils, ("find_packed_sequence_indices",), "transformers", "5.17 to 5.23")
+TRAINING = Parts(
+    "transformers",
+    SEEN,
+    (
+        *(f"transformers.trainer:Trainer.{name}" for name in _OF_TRAINER),
+        "transformers.masking_utils:find_packed_sequence_indices",
+    ),
+)
 
 
 @contextmanager
@@ -49,9 +42,17 @@ def one_sequence_a_row() -> Iterator[None]:
 
     Blocks are read as one sequence each, which the search would find as well.
     """
+    from transformers import masking_utils
+
     real = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = real
+
+
+def commit_of(config: Any) -> str | None:
+    """The commit of the Hub that a config was loaded from; None for one of a folder."""
+    commit: str | None = getattr(config, "_commit_hash", None)
+    return commit

@@ -11,7 +11,7 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.utils import simple_parse_args_string
 
 from ..common.errors import UserError
-from .harness_parts import parse_words
+from ..common.private_lm_eval import parse_words
 from .target import Target
 
 # Model arguments that would put other weights under this model's name.

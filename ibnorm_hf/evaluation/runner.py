@@ -21,10 +21,10 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.tasks import TaskManager
 
 from ..common.errors import UserError, one_line
+from ..common.private_lm_eval import environment_described_once, write_samples
 from . import ifeval
 from .fit import clamp_generation, require_fit
 from .harness_model import IBNormLM
-from .harness_parts import environment_described_once, write_samples
 from .record import Record, documents_sha256
 from .target import Target
 

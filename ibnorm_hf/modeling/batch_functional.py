@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .compression import Compression
 from .functional import compress
+from .private_torch import graph_task
 
 AREA = (0, 2, 3)
 Mean = Callable[[Tensor], Tensor]
@@ -110,7 +111,7 @@ def recomputing() -> bool:
     """Whether this forward runs inside a backward, as gradient checkpointing repeats it: nothing is counted twice."""
     if torch.compiler.is_compiling():
         return False  # a traced graph repeats values, never its updates of buffers
-    return bool(torch._C._current_graph_task_id() != -1)
+    return bool(graph_task() != -1)
 
 
 def _mean(x: Tensor) -> Tensor:

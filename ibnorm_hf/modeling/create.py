@@ -11,6 +11,7 @@ from .batch_norms import BatchAreaNorm
 from .compression import canonical_name, get_compression, list_compressions, unknown_name
 from .functional import NORM_ORDERS, check_lambda, check_order
 from .norms import ScaledLayerNorm
+from .private_transformers import mark_initialized
 from .rivals import DynamicTanh as DynamicTanh  # importing the file enters its norms in the registry
 from .sites import Site
 from .specs import AREAS, SPECS, NormSpec
@@ -184,5 +185,5 @@ def _batch_norm(cls: Any, channels: int, eps: float, affine: bool, bias: bool, o
     if not bias:
         norm.register_parameter("bias", None)
     if norm.bias is None:
-        norm._is_hf_initialized = True  # type: ignore[assignment] # transformers' ResNet expects both; see `init_norms`
+        mark_initialized(norm)  # transformers' ResNet expects both; see `init_norms`
     return norm

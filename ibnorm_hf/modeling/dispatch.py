@@ -9,6 +9,13 @@ from torch import Tensor
 from .compression import Compression, canonical_name, unknown_name
 from .eager import EAGER, Kernels
 from .fused_cpu import FUSED_CPU, has_library, log_once, supports
+from .private_torch import (
+    dispatch_modes,
+    is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
+    is_zerotensor,
+    recording_types,
+)
 
 BACKENDS = ("reference", "eager", "compiled", "triton")
 
@@ -67,30 +74,27 @@ def _has_kernel(device: str, name: str, order: str) -> bool:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a kernel may read the tensors by address, and nothing records what it does."""
-    return torch._C._len_torch_dispatch_stack() == 0 and all(map(_has_address, tensors))
+    return dispatch_modes() == 0 and all(map(_has_address, tensors))
 
 
 def _has_address(t: Tensor | None) -> bool:
     return t is None or (
         type(t) in (Tensor, torch.nn.Parameter)
         and t.layout is torch.strided
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        and not torch._C._functorch.is_legacy_batchedtensor(t)
-        and not t._is_zerotensor()  # no memory at all: what autograd passes where a gradient is known to be zero
+        and not is_functorch_wrapped_tensor(t)
+        and not is_legacy_batchedtensor(t)
+        and not is_zerotensor(t)  # no memory at all: what autograd passes where a gradient is known to be zero
     )
 
 
 def why_no_operator(*tensors: Tensor | None) -> str | None:
     """Why not even an operator can take the tensors: plain torch is what a subclass or a transform understands."""
-    from torch._subclasses import FakeTensor
-    from torch._subclasses.functional_tensor import FunctionalTensor
-
     for t in tensors:
         if t is None:
             continue
-        if torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._functorch.is_legacy_batchedtensor(t):
+        if is_functorch_wrapped_tensor(t) or is_legacy_batchedtensor(t):
             return "a transform of torch.func is at work"
-        if type(t) not in (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor):
+        if type(t) not in (Tensor, torch.nn.Parameter, *recording_types()):
             return f"a tensor is a {type(t).__name__}"
         if t.layout is not torch.strided:
             return f"a tensor's layout is {t.layout}"

@@ -13,6 +13,7 @@ from .dispatch import BACKEND, check_backend, is_plain, plain_kernels, recorded,
 from .eager import EAGER, Kernels
 from .fused_cpu import log_once
 from .ops import OPS
+from .private_torch import transforms_are_active
 
 NORM_ORDERS = ("compress-first", "standardize-first")
 
@@ -91,7 +92,7 @@ def apply_ib_norm(
     if torch.jit.is_tracing():  # a saved trace can hold no autograd Function
         _check_affine(x, weight, bias)
         return EAGER.forward(x, weight, bias, compression, lam, eps, order)[0]
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transforms_are_active():
         return _IBNorm.apply(x, weight, bias, compression, lam, eps, order, backend)[0]
     return _DirectIBNorm.apply(x, weight, bias, compression, lam, eps, order, backend)
 

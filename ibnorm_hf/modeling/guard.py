@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .create import check_norm_type, norm_classes
+from .private_accelerate import forward_below_hook, has_hook
 from .recognize import iter_norms, norm_name
 from .scope import chosen_norms, is_named
 
@@ -47,11 +48,8 @@ def assert_norms(model: nn.Module, norm_type: str | None = None, *, exclude: Seq
 def _runs_its_own(module: nn.Module) -> bool:
     """Whether the forward is that of the module's class, and of the class as it was defined."""
     forward: Any = vars(module).get("forward")
-    if forward is not None and hasattr(module, "_hf_hook"):
-        inner = getattr(forward, "func", None)  # accelerate wraps the forward that stood there, and keeps it
-        if getattr(inner, "__module__", None) != "accelerate.hooks":
-            return False
-        forward = vars(module).get("_old_forward")
+    if forward is not None and has_hook(module):
+        forward = forward_below_hook(module, forward)
     if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
         return False
     home: Any = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))

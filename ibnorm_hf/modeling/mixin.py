@@ -9,6 +9,7 @@ from transformers import initialization as init
 
 from .batch_norms import BatchAreaNorm
 from .norms import TokenNorm
+from .private_transformers import is_initialized, require_initialization
 from .replace import replace_norms
 from .scaled_embedding import ScaledEmbedding, scale_embeddings
 
@@ -17,6 +18,7 @@ class IBNormMixin:
     """Put before a vanilla model class: builds it as it is, then swaps its norms by the config's norm flags."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        require_initialization()
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         replace_norms(self, config.norm_type, **config.norm_options())  # type: ignore[arg-type]
         if config.norm_embedding_scale:
@@ -29,7 +31,7 @@ class IBNormMixin:
         return False
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        done = getattr(module, "_is_hf_initialized", False)
+        done = is_initialized(module)
         super()._initialize_weights(module, is_custom_code)  # type: ignore[misc]
         if module is self and not done:
             # transformers visits a model after all its sub-models, and a vanilla sub-model does not know our norms:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .compression import get_compression
 from .dispatch import plain_kernels
 from .eager import EAGER, Kernels
+from .private_torch import keep_in_inductor, register_decomposition
 
 _SCHEMAS = {
     "forward": "(Tensor x, Tensor? weight, Tensor? bias, str norm_type, Tensor lam, float eps, str order) "
@@ -63,9 +64,7 @@ def _kept_by_inductor() -> None:
 
     Where the variable ``CI`` is set, inductor otherwise refuses such an operator (``make_fallback`` in its lowering).
     """
-    from torch._inductor.lowering import FALLBACK_ALLOW_LIST  # imported late: it takes a second
-
-    FALLBACK_ALLOW_LIST.add("ibnorm_hf::forward")
+    keep_in_inductor("ibnorm_hf::forward")
 
 
 def _forward_shapes(x: Tensor, weight: Any, bias: Any, norm_type: str, lam: Tensor, eps: float, order: str) -> Any:
@@ -103,7 +102,7 @@ def _define() -> None:
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
         library.impl(name, kernels[name], "CompositeExplicitAutograd")
         torch.library.register_fake(f"ibnorm_hf::{name}", shapes[name], lib=library)
-    torch._decomp.register_decomposition(torch.ops.ibnorm_hf.forward.default)(_plain_forward)
+    register_decomposition(torch.ops.ibnorm_hf.forward.default)(_plain_forward)
     _LIBRARY.append(library)  # what it registers lives as long as it does
 
 

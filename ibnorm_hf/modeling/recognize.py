@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a norm of any model computes, found out by trying it: its family, area, width and eps."""
 
-import copy
 import inspect
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from .batch_norms import BatchAreaNorm
 from .channel_norms import ChannelFirst
 from .create import spec_of
 from .norms import ScaledLayerNorm, TokenNorm
+from .private_torch import copy_with
 from .wrappers import plain_path, unwrapped
 
 
@@ -70,9 +70,8 @@ def _try(module: nn.Module, width: int, eps: float) -> str | None:
     with torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False):
         # No other dimension has this width: a norm over one fails, or shows. The small input shows eps.
         x = torch.randn(2, 4 if width == 3 else 3, width, generator=generator, dtype=torch.float32) + 0.5
-        trial = copy.copy(module)  # shares nothing that is written to, and carries no hook into the call
         random = {name: torch.randn(width, generator=generator, dtype=x.dtype) for name, _ in module.named_parameters()}
-        trial._parameters = {name: random.get(name) for name in module._parameters}  # type: ignore[misc]
+        trial = copy_with(module, random)  # shares nothing that is written to, and carries no hook into the call
         inputs = (x, x * eps**0.5)
         try:
             outputs = [type(module).forward(trial, values.clone()) for values in inputs]

@@ -10,21 +10,13 @@ import torch
 from torch import nn
 
 from .create import SPECS, check_norm_flags, check_norm_type, create_norm, get_spec, scaled_by
+from .private_accelerate import carry_hook
+from .private_torch import hooks_of
 from .recognize import area_of, eps_of, family_of, iter_norms, width_of
 from .report import NormReplacement, ReplacementReport
 from .scope import chosen_norms
 from .sites import site_in
 from .wrappers import unwrapped
-
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
 
 
 def replace_norms(
@@ -243,14 +235,9 @@ def _carry_statistics(old: nn.Module, new: nn.Module) -> list[str]:
 
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    for name in _HOOKS:
-        setattr(new, name, getattr(old, name))  # the very dicts: a hook's handle goes on working, on either module
-    if hasattr(old, "_hf_hook"):
-        try:  # an import that is not tried would be demanded of whoever loads this file with a checkpoint
-            from accelerate.hooks import add_hook_to_module
-        except ImportError as error:
-            raise RuntimeError("the model carries hooks of accelerate, which is not installed") from error
-        add_hook_to_module(new, old._hf_hook)
+    for name, hooks in hooks_of(old).items():
+        setattr(new, name, hooks)  # the very dicts: a hook's handle goes on working, on either module
+    carry_hook(old, new)
 
 
 def _give_back(r: NormReplacement, new: nn.Module, old: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import set_seed
 
 from ..common.paths import digest
+from ..common.private_datasets import fingerprint_of
 from .images.images import ImageData
 from .keys.recipe import Recipe
 from .loop.decay import decay_groups
@@ -71,7 +72,7 @@ class ImageTask:
         for name, part in (("train", data.train), ("validation", data.validation)):
             rows = getattr(part, "rows", None)
             # A data set of the Hub is known by the fingerprint that `datasets` gives it, others by their bytes.
-            parts[name] = str(rows._fingerprint) if rows is not None else part.sha256()
+            parts[name] = fingerprint_of(rows) if rows is not None else part.sha256()
         return {
             "source": data.source,
             "classes": list(data.classes),

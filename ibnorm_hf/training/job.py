@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 from ..common import strict_yaml
 from ..common.errors import UserError
 from ..common.paths import sync_folder, write_json
+from ..common.private_transformers import TRAINING
 from ..common.run import METRICS, Run
 from .early import try_trainer_parts
 from .folder.failures import told
@@ -63,6 +64,7 @@ def task_of(recipe: Recipe) -> TextTask | ImageTask:
 
 def print_plan(recipe: Recipe) -> None:
     """The `--dry_run` of a recipe, and the recipe as config.yaml would hold it: no data, no weights, no file."""
+    TRAINING.require()
     for line in task_of(recipe).plan(dry=True):
         print(line)
     try_trainer_parts(recipe)
@@ -87,6 +89,7 @@ def pretrain(recipe: Recipe) -> Result:
     """
     folder, main = Path(str(recipe.run.output_dir)), recipe.run.process_index == 0
     say = print if main else _silent
+    TRAINING.require()
     _quiet_libraries()
     task = task_of(recipe)
     space = "checkpoints before it are unharmed; free some room, and the same command goes on from the newest"

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from ..common.base import COMMIT, SHA256, base_sha256, changed_base
 from ..common.errors import UserError
 from ..common.packed import COLUMN, unpack
 from ..common.paths import cache_root, write_atomic
-from ..pretrained import base_sha256
+from ..common.private_transformers import commit_of
 from .folder.failures import told
 from .folder.together import agreed
 from .keys.recipe import Recipe
@@ -114,7 +115,7 @@ class TextTask:
                 )
             trainer.facts["base"] = frozen_sha256(model)
             if manifest and manifest.get("base") != trainer.facts["base"]:
-                raise UserError(f"the weights of {recipe.model.pretrained} have changed since; bring the old ones back")
+                raise UserError(changed_base(str(recipe.model.pretrained)))
         trainer.anneal = self._annealing(config, trainer, manifest, say)
         return trainer
 
@@ -128,8 +129,8 @@ class TextTask:
         if source is None:
             return {}
         found = {
-            "pretrained_sha256": agreed(lambda: base_sha256(source), main_only=True),
-            "pretrained_commit": getattr(config, "_commit_hash", None),
+            SHA256: agreed(lambda: base_sha256(source), main_only=True),
+            COMMIT: commit_of(config),
         }
         facts = {name: value for name, value in found.items() if value is not None}
         self._require_same(facts, manifest or {})
@@ -139,16 +140,13 @@ class TextTask:
         """Raise UserError if a local pretrained model is no longer the one that a finished run was trained from."""
         source = self.recipe.model.pretrained
         found = base_sha256(source) if source else None
-        self._require_same({"pretrained_sha256": found} if found else {}, manifest)
+        self._require_same({SHA256: found} if found else {}, manifest)
 
     def _require_same(self, facts: dict[str, Any], manifest: dict[str, Any]) -> None:
         for name, value in facts.items():
             # Checkpoints of earlier versions do not say it.
             if manifest.get(name, value) != value:
-                raise UserError(
-                    f"the config or weights of {self.recipe.model.pretrained} have changed since; bring the old ones "
-                    "back, or choose another output_dir"
-                )
+                raise UserError(f"{changed_base(str(self.recipe.model.pretrained))}, or choose another output_dir")
 
     def _annealing(
         self, config: Any, trainer: PretrainTrainer, manifest: dict[str, Any] | None, say: Any

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ...common.errors import UserError
+from ...common.private_accelerate import launch
 from .arguments import RunArguments
 from .reading import Asked, read
 
@@ -112,18 +113,13 @@ def launch_over_devices(job: str, recipe: str | Path, words: list[str]) -> int |
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if launched or count < 2 or _setting("ACCELERATE_USE_CPU") or read(recipe, words).values.get("use_cpu"):
         return None
-    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(count)]
     settings = ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the recipe decides
     print(f"launch: {count} devices, a process each")
     try:
-        launch_command(
-            launch_command_parser().parse_args(
-                [*options, *settings, "--module", "ibnorm_hf.cli", job, str(recipe), *words]
-            )
-        )
+        launch([*options, *settings, "--module", "ibnorm_hf.cli", job, str(recipe), *words])
     except ChildFailedError as error:  # the process has said why
         code = int(error.get_first_failure()[1].exitcode)
         return code if code > 0 else 128 - code

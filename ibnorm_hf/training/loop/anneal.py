@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from ...common.errors import UserError
 from ...common.nats import mean_nats
 from ...common.packed import IGNORED
+from ...common.private_torch import allow_recompiles
 from ...modeling.batch_norms import IBBatchNorm2d
 from ...modeling.lambdas import set_norm_lambda
 from ...modeling.norms import IBNorm
@@ -95,10 +96,7 @@ class AnnealLambda(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.torch_compile:
-            limits = torch._dynamo.config
-            wanted = 2 * int(self.path.schedule.stages) + 8  # validation is compiled for its lambda, too
-            limits.recompile_limit = max(limits.recompile_limit, wanted)
-            limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, wanted)
+            allow_recompiles(2 * int(self.path.schedule.stages) + 8)  # validation is compiled for its lambda, too
         self.set(state.global_step or 1, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

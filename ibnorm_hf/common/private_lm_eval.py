@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is used of lm-eval beyond its documented functions, in one place (seen in 0.4.13).
-
-A name that is gone raises ImportError or AttributeError at the first use: nothing here can fail in silence.
-"""
+"""What is used of lm-eval beyond its documented functions, in one place."""
 
 from __future__ import annotations
 
@@ -13,7 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lm_eval.loggers.evaluation_tracker import EvaluationTracker
+from .private import Parts, missing
+
+# The first ones are methods of its model that ours overrides: renamed, ours would never be called.
+EVALUATING = Parts(
+    "lm_eval",
+    "0.4.13",
+    (
+        *(f"lm_eval.models.huggingface:HFLM.{name}" for name in ("_get_config", "_create_tokenizer", "_create_model")),
+        "lm_eval.api.model:TemplateLM._loglikelihood_tokens",
+        "lm_eval._cli.harness:HarnessCLI",
+        "lm_eval.loggers.evaluation_tracker:EvaluationTracker.save_results_samples",
+        "torch.utils.collect_env:get_pretty_env_info",
+    ),
+)
 
 
 def parse_words(words: Sequence[str]) -> Namespace:
@@ -23,7 +33,9 @@ def parse_words(words: Sequence[str]) -> Namespace:
     """
     from lm_eval._cli.harness import HarnessCLI
 
-    parser: ArgumentParser = HarnessCLI()._parser
+    parser: ArgumentParser | None = getattr(HarnessCLI(), "_parser", None)
+    if parser is None:
+        raise missing("lm_eval", ["lm_eval._cli.harness:HarnessCLI._parser"], EVALUATING.seen)
     return parser.parse_args(["run", *words])
 
 
@@ -50,6 +62,8 @@ def environment_described_once() -> Iterator[None]:
 
 def write_samples(path: Path, samples: list[dict[str, Any]]) -> None:
     """A line a question, in the layout of the harness's own ``samples_<task>_<date>.jsonl``; replaces the file."""
+    from lm_eval.loggers.evaluation_tracker import EvaluationTracker
+
     path.parent.mkdir(parents=True, exist_ok=True)
     tracker = EvaluationTracker(output_path=str(path.parent / "samples.json"))
     tracker.date_id = "new"

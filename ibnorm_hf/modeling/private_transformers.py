@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private parts of transformers that the models rely on, in one place; seen in 5.17 to 5.23.
+
+Renamed in transformers, both would be passed over in silence: norms that no checkpoint provides would start as garbage.
+"""
+
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+SEEN = "5.17 to 5.23"
+HOOK, DONE = "_initialize_weights", "_is_hf_initialized"
+
+
+def require_initialization() -> None:
+    """Raise ImportError unless transformers initializes what a checkpoint lacks in the way that ours joins."""
+    if not hasattr(PreTrainedModel, HOOK):
+        raise _gone(f"PreTrainedModel.{HOOK}")
+    if DONE not in init.ones_.__code__.co_consts:
+        raise _gone(f"mark {DONE} in initialization.ones_")
+
+
+def _gone(name: str) -> ImportError:
+    return ImportError(
+        f"the installed transformers {transformers.__version__} has no {name}, which this version of ibnorm_hf relies "
+        f"on; install transformers {SEEN}"
+    )
+
+
+def is_initialized(thing: Any) -> bool:
+    """Whether transformers takes a module or parameter for loaded, or initialized."""
+    return bool(getattr(thing, DONE, False))
+
+
+def mark_initialized(thing: Any) -> None:
+    """Have transformers leave a module or parameter as it is."""
+    setattr(thing, DONE, True)

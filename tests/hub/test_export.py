@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_imports
 
@@ -236,6 +236,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(run, tmp_path):
 def test_a_tokenizer_with_holes_is_judged_by_its_largest_id(run, tmp_path):
     """Three words, one of which has an id that the model has no row for."""
     tokenizer = Tokenizer(models.WordLevel({"<|end|>": 0, "w1": 1, "w2": 64}, unk_token="<|end|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(run / "model")
     with pytest.raises(UserError, match=r"has 3 entries with ids up to 64, the model only 64 rows"):
         export(run, tmp_path / "out")

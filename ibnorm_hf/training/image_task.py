@@ -37,17 +37,30 @@ class ImageTask:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.arguments = recipe, arguments_of(recipe)
-        self.recorded: dict[str, Any] | None = None  # fingerprints of the data that a run was begun with
+        self._recorded: dict[str, Any] | None = None
         self.memory = (
             f"lower per_device_train_batch_size from {recipe.run.per_device_train_batch_size} and keep "
             "global_batch_size; with batch statistics a smaller micro-batch is another model, so prefer more processes "
             "with sync_batch_norm"
         )
 
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """Fingerprints of the data that a run was begun with, which it goes on with."""
+        return self._recorded
+
+    @recorded.setter
+    def recorded(self, fingerprints: dict[str, Any] | None) -> None:
+        self._recorded = fingerprints
+        begun = (fingerprints or {}).get("commit")
+        if begun and "data" in vars(self) and self.data.commit != begun:
+            for name in ("data", "facts", "views", "description"):
+                vars(self).pop(name, None)
+
     @cached_property
     def data(self) -> ImageData:
-        """Training and validation images."""
-        return load_images(self.arguments)
+        """Training and validation images; those of the Hub at the commit that the run was begun with."""
+        return load_images(self.arguments, (self.recorded or {}).get("commit"))
 
     @cached_property
     def facts(self) -> ImageFacts:
@@ -68,13 +81,10 @@ class ImageTask:
     @cached_property
     def description(self) -> dict[str, Any]:
         """`data.json`: where the images are from, how many, and how they reach the model."""
-        data, parts = self.data, {}
-        for name, part in (("train", data.train), ("validation", data.validation)):
-            rows = getattr(part, "rows", None)
-            # A data set of the Hub is known by the fingerprint that `datasets` gives it, others by their bytes.
-            parts[name] = fingerprint_of(rows) if rows is not None else part.sha256()
+        data = self.data
         return {
             "source": data.source,
+            **({"commit": data.commit} if data.commit else {}),
             "classes": list(data.classes),
             **({"left_out": list(data.remarks)} if data.remarks else {}),
             "train": {"images": len(data.train)},
@@ -82,8 +92,24 @@ class ImageTask:
             "input": {"channels": self.facts.channels, "height": self.facts.height, "width": self.facts.width},
             "mean": self.views.mean.tolist(),
             "std": self.views.std.tolist(),
-            "fingerprints": {"images": digest(parts)},
+            "fingerprints": self._fingerprints(),
         }
+
+    def _fingerprints(self) -> dict[str, str]:
+        """What the images are known by: those of the Hub by name, commit and splits, others by their bytes.
+
+        Where no commit is known, as in runs of earlier versions, by what ``datasets`` itself knows them by.
+        """
+        parts, asked = {"train": self.data.train, "validation": self.data.validation}, self.arguments
+        if not hasattr(parts["train"], "rows"):
+            return {"images": digest({name: part.sha256() for name, part in parts.items()})}
+        known = {"images": digest({name: fingerprint_of(part.rows) for name, part in parts.items()})}
+        if self.data.commit is None or self.recorded == known:
+            return known
+        columns = [parts["train"].image, parts["train"].label, parts["train"].size]
+        splits = [asked.train_split, asked.validation_split]
+        key = [self.data.source, asked.images_config, self.data.commit, *splits, *columns]
+        return {"images": digest(key), "commit": self.data.commit}
 
     def samples(self) -> tuple[int, str]:
         """How many training samples there are, and what one is called."""

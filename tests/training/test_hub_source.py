@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
+from ibnorm_hf.common import hub_commit
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
 from ibnorm_hf.training.text import packing
@@ -20,8 +21,8 @@ from ibnorm_hf.training.text.sources.registry import open_source
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Nobody is asked for a commit, unless a test says what the answer is."""
-    hub_module.resolve_commit.cache_clear()
-    monkeypatch.setattr(hub_module, "HfApi", lambda: SimpleNamespace())
+    hub_commit.resolve_commit.cache_clear()
+    monkeypatch.setattr(hub_commit, "HfApi", lambda: SimpleNamespace())
 
 
 @pytest.fixture
@@ -175,13 +176,13 @@ class Api:
 
 def test_the_commit_is_resolved_recorded_and_part_of_the_key(hub, tmp_path: Path):
     hub.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
-    hub.setattr(hub_module, "HfApi", Api)
+    hub.setattr(hub_commit, "HfApi", Api)
     asked: list[str] = []
     load = datasets.load_dataset
     hub.setattr(datasets, "load_dataset", lambda *w, **k: (asked.append(k["revision"]), load(*w, **k))[1])
 
     def again(**keys):
-        hub_module.resolve_commit.cache_clear()
+        hub_commit.resolve_commit.cache_clear()
         return prepare(validation_split="validation", **keys)
 
     first = again()
@@ -194,4 +195,4 @@ def test_the_commit_is_resolved_recorded_and_part_of_the_key(hub, tmp_path: Path
     # A run that was begun with the first goes on with it.
     assert again(recorded=first.description["fingerprints"]).folder == first.folder
     assert again(corpus_revision="c" * 40).description["corpus"]["commit"] == "c" * 40
-    hub_module.resolve_commit.cache_clear()
+    hub_commit.resolve_commit.cache_clear()

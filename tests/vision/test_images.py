@@ -2,14 +2,20 @@
 """Where images come from, how they are augmented, and what a damaged source says."""
 
 import gzip
+from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ibnorm_hf.common import hub_commit
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.common.paths import digest
 from ibnorm_hf.modeling.image_processing_ibnorm import fit, normalize
+from ibnorm_hf.training.image_task import ImageTask
 from ibnorm_hf.training.images import augment
 from ibnorm_hf.training.images.images import load_digits, load_idx
 from ibnorm_hf.training.keys.image_arguments import ImageArguments
@@ -263,10 +269,81 @@ def test_few_images_and_classes_on_one_side(tmp_path):
         loaded(tmp_path / "nothing")
 
 
+class Hub:
+    """A data set of the Hub whose head is ``head``; None is no network. It holds other pictures at every commit."""
+
+    head: str | None = "a" * 40
+    stored: str | None = None  # the only commit in the cache
+
+    def dataset_info(self, name, *, revision, timeout):
+        if self.head is None:
+            raise ConnectionError("no network")
+        return SimpleNamespace(sha=self.head)
+
+    def load(self, name, config, *, revision, cache_dir):
+        self.asked = revision
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        rows = {
+            "image": [Image.new("RGB", (12, 12), (ord(revision[0]), i, 0)) for i in range(20)],
+            "label": [0, 1] * 10,
+        }
+        where = Path(cache_dir) / "owner___set" / "default" / "0.0.0" / (self.stored or revision)
+        if not where.exists():
+            datasets.Dataset.from_dict(rows, features=features).save_to_disk(where)
+        return datasets.DatasetDict(train=datasets.load_from_disk(where))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """``hub``, asked anew by every task."""
+    found = Hub()
+    monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub_commit, "HfApi", lambda: found)
+    monkeypatch.setattr(datasets, "load_dataset", found.load)
+    hub_commit.resolve_commit.cache_clear()
+    yield found
+    hub_commit.resolve_commit.cache_clear()
+
+
+def task(recorded=None):
+    hub_commit.resolve_commit.cache_clear()
+    made = ImageTask(
+        SimpleNamespace(
+            data=ImageArguments(images="owner/set", image_size=8), run=SimpleNamespace(per_device_train_batch_size=8)
+        )
+    )
+    assert made.facts.classes == 2  # the plan looks at the images before the checkpoint is known
+    made.recorded = recorded
+    return made
+
+
+def test_images_of_the_hub_count_by_their_commit(hub):
+    first = task().description
+    assert first["commit"] == first["fingerprints"]["commit"] == hub.asked == "a" * 40
+    hub.head = None
+    assert task().description == first and hub.asked == "a" * 40  # offline the recorded one
+    hub.head = "b" * 40
+    moved = task()
+    assert moved.description["commit"] == "b" * 40
+    assert moved.description["fingerprints"]["images"] != first["fingerprints"]["images"]
+    # A run that was begun with the first goes on with it.
+    again = task(first["fingerprints"])
+    assert again.description == first and again.data.train[0]["pixel_values"][0, 0, 0] == ord("a")
+    # One of an earlier version knows no commit, and goes on as it was.
+    parts = {"train": moved.data.train, "validation": moved.data.validation}
+    earlier = {"images": digest({name: part.rows._fingerprint for name, part in parts.items()})}
+    assert task(earlier).description["fingerprints"] == earlier != moved.description["fingerprints"]
+
+
+def test_images_of_another_commit_out_of_the_cache_are_refused(hub):
+    assert task().data.commit == "a" * 40
+    hub.head, hub.stored = None, "b" * 40
+    with pytest.raises(UserError, match=r"is wanted at commit a{40}, and without a network only b{40} is here"):
+        task()
+
+
 @pytest.mark.parametrize(("labels", "said"), [([-1] * 10, "split 'test' of .* without a label"), ([0, 1] * 5, None)])
 def test_a_split_without_labels_is_refused(monkeypatch, labels, said):
-    import datasets
-
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     picture = Image.new("RGB", (12, 12))
 

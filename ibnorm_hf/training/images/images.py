@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...common.errors import UserError
+from ...common.hub_commit import require_commit, resolve_commit
 from ...modeling.image_processing_ibnorm import fit
 from .folder import FolderImages, read_folder
 
@@ -63,6 +64,7 @@ class ImageData:
     classes: tuple[str, ...]
     source: str
     remarks: tuple[str, ...] = ()  # what of the data was left out
+    commit: str | None = None  # of a data set of the Hub
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -156,6 +158,7 @@ def load_datasets(
     """A data set of the Hub.
 
     Args:
+        revision: a commit, or a name that stands for one now; the one that it stands for is what is loaded.
         size: side of the squares that images are cut to.
         train, validation: names of the splits; without a validation split, a tenth of the training one is held out.
 
@@ -165,14 +168,16 @@ def load_datasets(
     from datasets import ClassLabel, Image, load_dataset
 
     where: dict[str, Any] = {"cache_dir": str(cache / "datasets")}
+    commit = resolve_commit(name, revision)
     try:
-        splits = load_dataset(name, config, revision=revision, **where)
+        splits = load_dataset(name, config, revision=commit or revision, **where)
     except Exception as error:  # the hub, the file system and arrow raise kinds of their own
         raise UserError(f"image data {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     for split in (train, validation):
         if split is not None and split not in splits:
             raise UserError(f"image data {name} has no split '{split}', only {', '.join(splits)}")
     rows = splits[train]
+    require_commit(rows, name, commit)
     columns = {kind: [n for n, f in rows.features.items() if isinstance(f, kind)] for kind in (Image, ClassLabel)}
     if not columns[Image] or not columns[ClassLabel]:
         raise UserError(f"image data {name} has no column of images, or none of class labels")
@@ -192,7 +197,8 @@ def load_datasets(
         if label not in part.column_names or min(part[label][:], default=-1) < 0:
             raise UserError(f"split '{split}' of image data {name} has images without a label; choose another split")
     classes = tuple(rows.features[label].names)
-    return ImageData(HubImages(rows, image, label, size), HubImages(held_out, image, label, size), classes, name)
+    parts = [HubImages(part, image, label, size) for part in (rows, held_out)]
+    return ImageData(parts[0], parts[1], classes, name, commit=commit)
 
 
 def load_folder(root: Path, *, size: int | None, train: str, validation: str | None, most_bad: int) -> ImageData:

@@ -43,8 +43,10 @@ def arguments_of(recipe: Recipe) -> ImageArguments:
     return data
 
 
-def load_images(arguments: ImageArguments) -> ImageData:
+def load_images(arguments: ImageArguments, commit: str | None = None) -> ImageData:
     """The training and validation images of a recipe; those of the Hub are downloaded once by ``datasets``.
+
+    ``commit`` is that of the Hub at which a run was begun, if it was.
 
     Raises:
         UserError: they cannot be loaded, or have another number of classes than the recipe says.
@@ -69,7 +71,7 @@ def load_images(arguments: ImageArguments) -> ImageData:
         data = load_datasets(
             arguments.images,
             config=arguments.images_config,
-            revision=arguments.images_revision,
+            revision=commit or arguments.images_revision,
             size=arguments.stored_size or arguments.image_size,
             train=arguments.train_split,
             validation=arguments.validation_split,

@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
-from huggingface_hub import HfApi
-
 from ....common.errors import UserError
-from ....common.paths import cache_root, digest, write_json
+from ....common.hub_commit import resolve_commit
+from ....common.paths import digest
 from ...keys.arguments import DataArguments
 from .base import Piece, Source
 from .records import Columns
@@ -54,24 +50,6 @@ class _Place:
         """The place as plain values."""
         assert self.stream is not None
         return {"record": self.record, "stream": self.stream.state_dict()}
-
-
-@cache
-def resolve_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a revision of a data set stands for now; offline the one last seen, None if there is none."""
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    record = cache_root() / "hub" / f"{digest([name, revision])[:24]}.json"
-    try:
-        commit = HfApi().dataset_info(name, revision=revision, timeout=10).sha
-    except Exception:  # offline, no network, no such name: opening it says which
-        try:
-            return str(json.loads(record.read_text(encoding="utf-8"))["commit"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    if commit:
-        write_json(record, {"name": name, "revision": revision, "commit": commit})
-    return commit
 
 
 class HubSource(Source):

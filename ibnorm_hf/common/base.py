@@ -82,8 +82,8 @@ def base_of(adapter: Path) -> Base:
     return Base(base, None)
 
 
-def require_same_base(model: Path) -> None:
-    """Compare the base of a finished model, an adapter or a whole one, with what it was trained from.
+def require_same_base(model: Path) -> Path:
+    """The model, once its base, be it of an adapter or of a whole one, is found to be what it was trained from.
 
     A whole model whose base is gone has nothing to be compared with, and needs it no more.
 
@@ -92,12 +92,13 @@ def require_same_base(model: Path) -> None:
     """
     if is_adapter(model):
         base_of(model)
-        return
+        return model
     recorded = _recorded(model)
     recipe = recorded.get("recipe")
     name = recipe.get("pretrained") if isinstance(recipe, dict) else None
     if isinstance(name, str) and Path(name).exists():
         _require_same(model, Path(name), recorded)
+    return model
 
 
 def base_remark(model: Path) -> str | None:

@@ -75,10 +75,9 @@ def read_facts(
     Raises:
         UserError: there is no finished model, a file that is there cannot be read, or the named study is another's.
     """
-    source, model = Path(source), model_folder(source)
+    source, model = Path(source), require_same_base(model_folder(source))
     terms = terms_of(source, license)
     trained = model
-    require_same_base(trained)
     if is_adapter(model):
         if merged is None or not (merged / "config.json").is_file():
             raise UserError(

@@ -210,7 +210,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(finished, recipe_file, tmp_
 
     def step(self, *words):
         if self.state.global_step == 3:
-            os.kill(os.getpid(), number)
+            for _ in range(2 if number == signal.SIGTERM else 1):  # a scheduler and its launcher send one each
+                os.kill(os.getpid(), number)
         return real(self, *words)
 
     command = ["pretrain", str(recipe_file), "--output_dir", str(tmp_path / "run")]

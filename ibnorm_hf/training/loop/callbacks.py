@@ -158,7 +158,9 @@ def trim_log(path: Path, step: int) -> None:
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second signal stops at once.
+    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. After that, Ctrl-C stops at once.
+
+    A second SIGTERM is no second order: under Slurm a process gets one from the scheduler and one from its launcher.
 
     With several processes the decision is shared, as all must save the same step: at every step on CPUs, and where
     sharing would make the host wait for its device, at the steps that are logged or saved.
@@ -181,10 +183,11 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+            print("stopping after this step; Ctrl-C then stops at once", file=sys.stderr, flush=True)
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
-        print("stopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         wanted = self.received is not None

@@ -177,14 +177,3 @@ def test_a_newer_minor_release_is_a_warning_that_names_what_was_tested(version):
 def test_transformers_that_cannot_work_are_refused_with_a_sentence(version):
     with pytest.raises(ImportError, match=rf"works with transformers >=5.17,<6, but {version} is installed"):
         ibnorm_hf._check_transformers(version)
-
-
-def test_a_private_part_that_is_gone_is_named():
-    from ibnorm_hf.common.private_transformers import require
-
-    class Trainer:
-        kept = 1
-
-    require(Trainer, ("kept",), "transformers", "5.17 to 5.23")
-    with pytest.raises(ImportError, match=r"Trainer of the installed transformers has no lost any more"):
-        require(Trainer, ("kept", "lost"), "transformers", "5.17 to 5.23")

@@ -57,4 +57,4 @@ def summary(remarks: Mapping[str, str]) -> list[str]:
     if not found:
         return []
     first = next(iter(found))
-    return [f"{len(found)} tasks are no full measurement, first {first}: {found[first]}"]
+    return [f"no full measurement in {len(found)} tasks, first {first}: {found[first]}"]

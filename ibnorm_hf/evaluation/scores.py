@@ -124,7 +124,7 @@ def combine(name: str, parts: Sequence[Measured], note: str = "") -> Measured:
         fixed_score_stderr=spread([p.score_stderr for p in parts]),
         fixed_chance_stderr=spread([p.chance_stderr for p in parts]),
         note=note,
-        remark=f"{short} of {k} parts are no full measurement" if (short := sum(bool(p.remark) for p in parts)) else "",
+        remark=f"no full measurement in {short} of {k} parts" if (short := sum(bool(p.remark) for p in parts)) else "",
     )
 
 

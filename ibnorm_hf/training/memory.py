@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
 
 from .keys.launch import strategy
 from .keys.recipe import Recipe
-from .plan import Plan, size_text
+from .plan import size_text
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may have, where that is less than the machine has
 
@@ -27,7 +27,20 @@ def room(run: Any) -> int:
         return total
 
 
-def shortage(plan: Plan, recipe: Recipe) -> str | None:
+class Needs(Protocol):
+    """The part of a plan that is about memory: bytes a process, and what may be lowered beside the micro-batch."""
+
+    @property
+    def bytes_state(self) -> int: ...
+    @property
+    def bytes_activations(self) -> int: ...
+    @property
+    def processes(self) -> int: ...
+    @property
+    def lower(self) -> str: ...
+
+
+def shortage(plan: Needs, recipe: Recipe) -> str | None:
     """A sentence on what does not fit and the largest micro-batch that does; None where all fits.
 
     The estimate leaves out what libraries, caches and the data take, so it never refuses what would have fitted but
@@ -50,7 +63,7 @@ def shortage(plan: Plan, recipe: Recipe) -> str | None:
     if fits:
         advice = f"per_device_train_batch_size {fits[-1]} is the largest that fits"
     elif state < have:
-        advice = "no micro-batch fits; set activation_checkpointing, or lower block_size or the model"
+        advice = f"no micro-batch fits; set activation_checkpointing, or lower {plan.lower} or the model"
     else:
         advice = "no micro-batch fits; shard it over more devices (recipes/accelerate/fsdp2.yaml), or lower the model"
     return f"weights, optimizer and activations need {needs}: {advice}"

@@ -28,6 +28,7 @@ class Plan:
     groups: DecayGroups
     description: str
     annealing: str = ""
+    lower: str = "block_size"  # beside the micro-batch, where memory is short
 
     @property
     def tokens(self) -> int:

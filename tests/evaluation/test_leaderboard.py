@@ -226,12 +226,12 @@ def test_what_is_no_full_measurement_says_so_everywhere(command: Callable, tmp_p
     assert found[SNARKS]["remark"] == "216 of 250 prompts cut (the longest to 256 of 1,342 tokens)"
     assert found[IFEVAL]["remark"] == "gen_kwargs {'temperature': 0.5}; 128 of 1,280 new tokens"
     assert found["leaderboard_math_algebra_hard"]["remark"] == "gen_kwargs {'temperature': 0.5}"
-    assert found["BBH"]["remark"] == "1 of 24 parts are no full measurement"
+    assert found["BBH"]["remark"] == "no full measurement in 1 of 24 parts"
     full = {name for name, row in found.items() if row["full"]}
     assert {"GPQA", "MMLU-PRO", "leaderboard_bbh_navigate"} <= full and full.isdisjoint({SNARKS, IFEVAL, "Average"})
     remarks = json.loads(out)["models"][0]["remarks"]
     assert any(
-        line.endswith(f"2 tasks are no full measurement, first {IFEVAL}: 128 of 1,280 new tokens") for line in remarks
+        line.endswith(f"no full measurement in 2 tasks, first {IFEVAL}: 128 of 1,280 new tokens") for line in remarks
     )
     for style in ("table", "markdown"):
         text = command("leaderboard", path, "--format", style)[1]

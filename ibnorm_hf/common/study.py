@@ -104,6 +104,11 @@ def read_report(path: Path) -> Report:
     return report
 
 
+def shown_as(report: Report) -> float:
+    """What a cost of the report is multiplied with to be shown: accuracy is kept as its negative."""
+    return -1.0 if report.get("key") == "top1" or report.get("metric") == "accuracy" else 1.0
+
+
 def study_of(source: Path, model: Path, study: Path | None = None) -> Found | None:
     """The report that a run is in, and its entry there; None where no study holds these weights.
 

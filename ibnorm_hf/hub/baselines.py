@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..common.study import ArmReport, Found, Report
+from ..common.study import ArmReport, Found, Report, shown_as
 from .results import NOT_MEASURED, table
 
 _PHASES = {
@@ -40,11 +40,6 @@ def beside_baselines(found: Found | None) -> str:
     flips = [f"- {' '.join(flip.split())}." for flip in report.get("flips", [])]
     lines = [first, "", rule + (_TUNED[report["tuned"]] if "tuned" in report else ""), "", table(header, rows)]
     return "\n".join([*lines, "", *flips] if flips else lines)
-
-
-def shown_as(report: Report) -> float:
-    """What a cost of the report is multiplied with to be shown: accuracy is kept as its negative."""
-    return -1.0 if report.get("key") == "top1" or report.get("metric") == "accuracy" else 1.0
 
 
 def _row(report: Report, name: str, arm: ArmReport, *, own: bool) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.paths import digest, write_json
+from ..common.paths import digest, write_atomic, write_json
 from ..common.run import Run as RunFolder
 from . import outcome
 from . import plan as planning
@@ -294,6 +294,7 @@ class Comparison:
             lambdas=outcome.lambdas(study),
         )
         write_report(content, self.folder / "report")
+        write_atomic(self.folder / "report" / "study.yaml", study.text)
         write_json(self.folder / "report" / "timing.json", outcome.timing(rows))
         return judged
 

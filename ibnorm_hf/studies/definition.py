@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError, did_you_mean
+from ..common.strict_json import read_text
 from .units import UNITS, Unit
 
 _KEYS = {
@@ -41,9 +42,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Definition:
-    """A checked study. ``learning_rates`` and ``weight_decays`` are empty for an ablation."""
+    """A checked study. ``learning_rates`` and ``weight_decays`` are empty for an ablation; ``text`` is its file."""
 
     name: str
+    text: str
     base: Path
     baseline: str
     margin: float
@@ -92,6 +94,7 @@ def read_definition(path: str | Path) -> Definition:
     base = (find_base(path.parent, named) or path.parent / named).resolve()
     found = Definition(
         name=path.stem,
+        text=read_text(path),
         base=base,
         baseline=str(reader.needed("baseline")),
         margin=reader.number("margin"),

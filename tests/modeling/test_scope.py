@@ -3,14 +3,15 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM
 
-from ibnorm_hf import assert_norms, registration, replace_norms
+from ibnorm_hf import assert_norms, replace_norms
 from ibnorm_hf.modeling.recognize import iter_norms, norm_name
 from ibnorm_hf.modeling.scope import SCOPES, check_scope, is_named
 from ibnorm_hf.modeling.sites import site_in
 
-from ..hub.models import SIZES, build
+from ..hosts import HOSTS
+from ..hub.models import build
 from ..hub.models import heads as every_head
 
 FAMILIES = {config.model_type: (config, auto, cls) for config, auto, cls in every_head(every=False)}
@@ -51,7 +52,7 @@ def test_each_scope_swaps_its_sites_alone_and_travels(kind, scope, tmp_path):
     again = auto.from_pretrained(tmp_path)
     assert again.config.norm_scope == (words[0] if len(words) == 1 else words)
     same(model, again)
-    base = registration.AutoModel.from_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
     assert len(swapped(base)) == len(swapped(model))
 
 
@@ -66,7 +67,7 @@ def test_what_is_excluded_stays_the_hosts_and_travels(kind, tmp_path):
     model.save_pretrained(tmp_path)
     same(model, auto.from_pretrained(tmp_path))
     # Written for a head, it means the same norms in the model without one.
-    assert len(swapped(registration.AutoModel.from_pretrained(tmp_path))) == len(swapped(model))
+    assert len(swapped(AutoModel.from_pretrained(tmp_path))) == len(swapped(model))
 
 
 def test_lambdas_are_counted_over_the_norms_in_scope():
@@ -87,7 +88,7 @@ def test_a_norm_left_out_starts_as_the_hosts_where_a_checkpoint_lacks_it(tmp_pat
 
 
 def test_surgery_takes_a_scope_and_the_guard_heeds_it():
-    model = LlamaForCausalLM(LlamaConfig(**SIZES["ibnorm_llama"]))
+    model = LlamaForCausalLM(LlamaConfig(**HOSTS["llama"].sizes()))
     report = replace_norms(model, "ibnorm-t", norm_scope=["final", "pre-mlp"], exclude=["layers.1.*"])
     assert [r.path for r in report.replacements] == ["model.layers.0.post_attention_layernorm", "model.norm"]
     with pytest.raises(RuntimeError, match=r"'model.layers.0.input_layernorm' is rmsnorm|LlamaRMSNorm, expected"):

@@ -47,9 +47,12 @@ def run(arguments: argparse.Namespace, source: Callable[[], Any]) -> int:
 
             lines = [str(file) for file in draw_densities(arguments.out, seed=arguments.seed)]
         else:
+            from transformers.utils import logging
+
             from .analyze import analyze_runs
             from .measure import Options
 
+            logging.disable_progress_bar()  # a bar for each model that is loaded
             numbers = {"samples": arguments.samples, "classes": arguments.classes, "seed": arguments.seed}
             options = Options(estimators=chosen, **numbers)
             lines = analyze_runs(arguments.runs, arguments.out, source(), options, placebo=arguments.placebo)

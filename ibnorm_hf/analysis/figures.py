@@ -51,6 +51,11 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "ms": 4}
 
 
+def _shift(index: int) -> float:
+    """Arms stand a little beside each other, so that their bars do."""
+    return 0.07 * (index - 2)
+
+
 def _figure(width: float, height: float) -> Any:
     # The object interface: pyplot would pick a display and keep every figure alive.
     from matplotlib.figure import Figure
@@ -59,14 +64,24 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _finish(figure: Any, axes: Any, records: Records, title: str, path: Path) -> Path:
+    from matplotlib.lines import Line2D
+
     handles, labels = axes.get_legend_handles_labels()
+    if "placebo" in next(iter(records.values()))[0]["sites"][0] and path.name != "lambda.png":
+        for style, text in (("-", "trained"), ("--", "placebo")):
+            handles.append(Line2D([], [], color="grey", ls=style))
+            labels.append(text)
     seeds = sorted({len(found) for found in records.values()})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    bars = "bars: 95 % over seeds" if seeds[0] > 1 else "one seed: bars are of the samples where measured"
+    count += " seed" if seeds == [1] else " seeds"
+    if seeds[0] == 1:
+        bars = "one seed has no interval"
+    else:
+        bars = "mean over seeds" if path.name == "noise.png" else "bars: 95 % over seeds"
     made = next(iter(records.values()))[0]
     unit = "images" if made["images"] else "held-out tokens"
-    figure.suptitle(f"{title}\n{count} seed(s) an arm, {made['samples']:,} {unit}; {bars}", fontsize=10)
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9)
+    figure.suptitle(f"{title}\n{count} an arm, {made['samples']:,} {unit}; {bars}", fontsize=10)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)), fontsize=9)
     figure.savefig(path, metadata={"Software": None})
     return path
 
@@ -96,12 +111,14 @@ def _reader(name: str, *where: str) -> Callable[[Any], float]:
     return read
 
 
-def _curve(axes: Any, found: Any, of: Callable[[Any], Any], style: dict[str, Any], label: str | None) -> None:
+def _curve(
+    axes: Any, found: Any, of: Callable[[Any], Any], style: dict[str, Any], label: str | None, shift: float = 0.0
+) -> None:
     points = [(i, _over_seeds(found, i, of)) for i in range(len(found[0]["sites"]))]
     there = [(i, p) for i, p in points if p is not None]
     if not there:
         return
-    places, values = [i for i, _ in there], [p["value"] for _, p in there]
+    places, values = [i + shift for i, _ in there], [p["value"] for _, p in there]
     bars = [(p["interval"][1] - p["interval"][0]) / 2 if p["interval"] else 0.0 for _, p in there]
     if any(bars):
         axes.errorbar(places, values, bars, label=label, lw=1.4, capsize=2, elinewidth=0.8, **style)
@@ -128,11 +145,11 @@ def _by_layer(records: Records, panels: Sequence[tuple[str, str, str]], title: s
         axes.set_visible(False)
     for axes, (name, heading, unit) in zip(grid.flat, panels, strict=False):
         for index, (arm, found) in enumerate(records.items()):
-            _curve(axes, found, _reader(name, "trained"), _style(index), arm)
+            _curve(axes, found, _reader(name, "trained"), _style(index), arm, _shift(index))
             if "placebo" in found[0]["sites"][0]:
                 # At the inputs of this arm's own runs, so that solid and dashed differ by training's gain alone.
                 dashed = {**_style(index), "ls": "--", "mfc": "none", "alpha": 0.75}
-                _curve(axes, found, _reader(name, "placebo", arm), dashed, None)
+                _curve(axes, found, _reader(name, "placebo", arm), dashed, None, _shift(index))
         _placed(axes, records, heading, unit)
     return _finish(figure, grid.flat[0], records, title, path)
 
@@ -169,10 +186,10 @@ def _lambda(records: Records, path: Path) -> Path:
     left, right = figure.subplots(1, 2)
     for index, (arm, found) in enumerate(records.items()):
         style = _style(index)
-        _curve(left, found, lambda site: site["input_spread"], style, arm)
-        _curve(right, found, lambda site: site["share_beyond"], style, None)
+        _curve(left, found, lambda site: site["input_spread"], style, arm, _shift(index))
+        _curve(right, found, lambda site: site["share_beyond"], style, None, _shift(index))
         logged = {**style, "ls": ":", "mfc": "none", "alpha": 0.75}
-        _curve(right, found, lambda site: site["share_beyond_logged"], logged, None)
+        _curve(right, found, lambda site: site["share_beyond_logged"], logged, None, _shift(index))
     _placed(left, records, "spread of what each norm reads", "root mean square deviation")
     _placed(
         right, records, "share beyond lambda\n(solid: held-out; dotted: last logged training step)", "share of features"

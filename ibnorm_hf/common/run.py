@@ -117,6 +117,7 @@ class Metric(TypedDict, total=False):
     images_per_s: Number | None
     eval_loss: Number | None
     share_over_lambda: dict[str, Number]
+    shapes: dict[str, dict[str, Number]]
 
 
 class ModelConfig(TypedDict, total=False):

@@ -20,6 +20,7 @@ from pathlib import Path
 from ibnorm_hf.cli import main as command
 from ibnorm_hf.common import strict_yaml
 from ibnorm_hf.common.run import Run
+from ibnorm_hf.training.keys.files import read_recipe
 
 RECIPES = Path(__file__).resolve().parents[1]
 HOSTS = {"llama": "rmsnorm", "gpt2": "layernorm"}
@@ -45,7 +46,7 @@ def runs(out: Path) -> Iterator[tuple[str, Path, list[str]]]:
 def write_recipes(out: Path) -> None:
     """The recipes without the sizes, which a pretrained base brings along."""
     for host in HOSTS:
-        recipe = strict_yaml.read_mapping(RECIPES / host / "tiny.yaml")
+        recipe, _ = read_recipe(RECIPES / host / "tiny.yaml")
         # A tokenizer is the base's as well, so that both read the same blocks.
         kept = {key: value for key, value in recipe.items() if key not in ("model", "model_type", "tokenizer")}
         (out / f"{host}.yaml").write_text(strict_yaml.dumps(kept), encoding="utf-8")

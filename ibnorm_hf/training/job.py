@@ -29,6 +29,7 @@ from .folder.together import agreed, forget, on_this_machine
 from .image_task import ImageTask
 from .keys.identity import identity, run_id
 from .keys.image_arguments import ImageArguments
+from .keys.launch import strategy
 from .keys.recipe import Recipe, resolved
 from .loop.callbacks import CompressionShares, RunLog, StopOnSignal
 from .loop.shapes import LayerShapes
@@ -129,7 +130,7 @@ def make_trainer(
 ) -> PretrainTrainer:
     """The task's trainer, with the log of its run. ``manifest`` is that of the checkpoint to go on from, if any."""
     trainer: Any = task.trainer(manifest, say)
-    if _sharding_wanted() and not trainer.is_fsdp_enabled:
+    if strategy() != "copy" and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise UserError("accelerate shards no model on this device and would copy it instead; use ddp.yaml, or a GPU")
     trainer.facts |= {
         "run_id": run_id(recipe),
@@ -180,10 +181,6 @@ def _say_epochs(samples: int, there: int, what: str, say: Any) -> None:
     epochs = samples / there
     seen = f": every {what} is seen up to {-(-samples // there):,} times" if epochs > 1 else ""
     say(f"data: {samples:,} samples from {there:,} {what}s = {epochs:.2f} epochs{seen}")
-
-
-def _sharding_wanted() -> bool:
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def _finish(recipe: Recipe, task: TextTask | ImageTask, trainer: PretrainTrainer, folder: Path) -> Result:

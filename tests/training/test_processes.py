@@ -100,8 +100,12 @@ def test_sharded_processes_go_on_from_one(one_process: Path, recipe_file: Path, 
     same_run(one_process, run)
 
 
-def test_sharding_that_would_not_happen_is_refused(recipe_file: Path, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.parametrize("library", ["FSDP", "DEEPSPEED"])
+def test_sharding_that_would_not_happen_is_refused(recipe_file: Path, tmp_path: Path, monkeypatch, capsys, library):
     # accelerate copies the model on CPU processes, whatever was asked.
-    monkeypatch.setattr(job, "_sharding_wanted", lambda: True)
+    from ibnorm_hf.training.keys import launch
+
+    settings = {f"ACCELERATE_USE_{library}": "true"}
+    monkeypatch.setattr(launch, "_setting", settings.get)
     assert main(["pretrain", str(recipe_file), "--output_dir", str(tmp_path / "run")]) == 2
     assert "accelerate shards no model on this device" in capsys.readouterr().err

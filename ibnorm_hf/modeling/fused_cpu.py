@@ -22,7 +22,7 @@ from .kernel_cache import load_library
 logger = logging.get_logger(__name__)
 
 MAX_WIDTH = 16384
-_STRUCTS = {"ibnorm-l": "Log", "ibnorm-t": "Tanh", "ibnorm-s": "Softsign", "ibnorm-sqrt": "Sqrt"}
+_STRUCTS = {"ibnorm-l": "Log", "ibnorm-t": "Tanh", "ibnorm-s": "Softsign", "ibnorm-sqrt": "Sqrt", "ibnorm-clip": "Clip"}
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 _SERIAL_BELOW = 32768  # elements; torch's own threshold for leaving work to one thread

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .modeling.create import create_norm, list_norms
     from .modeling.functional import ib_norm
     from .modeling.guard import assert_norms
+    from .modeling.image_processing_ibnorm import IBNormImageProcessor
     from .modeling.norms import IBNorm, NormalNorm, RMSNorm
     from .modeling.replace import replace_norms, restore_norms
     from .modeling.rivals import DynamicTanh

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.base import base_remark
 from ..common.errors import UserError
 from ..common.private_lm_eval import EVALUATING
 from ..common.strict_json import read_object
@@ -67,8 +66,6 @@ def main(words: Sequence[str]) -> int:
         print(check_folder(given.data, names))
         return 0
     target = resolve(given.target)
-    if target.peft is None and (remark := base_remark(Path(target.pretrained))):
-        print(remark, file=sys.stderr)
     output = (given.output_path or target.output).absolute()
     if given.text is not None and PERPLEXITY not in names:
         raise UserError("eval --text is what perplexity is measured on; add --tasks perplexity")

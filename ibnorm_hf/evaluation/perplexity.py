@@ -108,6 +108,7 @@ def _evaluate(
     if options.dtype not in _DTYPES:
         raise UserError(f"dtype {options.dtype} is unknown; give one of {', '.join(_DTYPES)}")
     rank, world = _processes()
+    target.say_of_base()
     model = _load(target, options.dtype).to(torch.device(options.device or _default_device())).eval()
     if text is None:
         data, description = load_validation_blocks(target.run, blocks)  # type: ignore[arg-type]

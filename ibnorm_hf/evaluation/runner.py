@@ -50,6 +50,7 @@ def evaluate_tasks(config: EvaluatorConfig, target: Target, names: Sequence[str]
     if unknown:
         raise UserError(f"task '{unknown[0]}' is unknown to the harness; `lm-eval ls tasks` lists what it has")
     names = list(dict.fromkeys(match for name in names for match in manager.match_tasks([name])))
+    target.say_of_base()
     _seed(config)  # in the order of the harness: seeds, model, tasks
     lm = _load_model(config)
     loaded = _load_tasks(manager, names)

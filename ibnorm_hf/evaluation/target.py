@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.base import Base, base_of
+from ..common.base import Base, base_of, base_remark
 from ..common.errors import UserError
 from ..common.run import checkpoints, fingerprint, is_adapter, is_run, require_safetensors, verify_model
 
@@ -41,6 +43,11 @@ class Target:
         args = {"pretrained": self.pretrained, "peft": self.peft, "tokenizer": self.tokenizer}
         args["revision"] = self.revision
         return {key: value for key, value in args.items() if value is not None}
+
+    def say_of_base(self) -> None:
+        """Tell people where a whole model's base is another one now; an adapter's is refused when it is resolved."""
+        if self.peft is None and os.environ.get("RANK", "0") == "0" and (remark := base_remark(Path(self.pretrained))):
+            print(remark, file=sys.stderr)
 
     def fingerprint(self) -> str:
         """SHA-256 over config, weights and tokenizer files; over the name alone for a model of the Hub."""

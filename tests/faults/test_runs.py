@@ -328,15 +328,24 @@ def test_secrets_stay_out_of_every_file(recipe_file, tmp_path, monkeypatch, capf
     }
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    command = ["pretrain", str(recipe_file), "--output_dir", str(tmp_path / "run"), "--run_name", secrets["HF_TOKEN"]]
-    monkeypatch.setattr(sys, "argv", ["ibnorm-hf", *command, "--api_key", secrets["WANDB_API_KEY"]])
-    assert main([*command[:-2], "--max_steps", "2"]) == 0
+    command = ["pretrain", str(recipe_file), "--output_dir", str(tmp_path / "run"), "--max_steps", "2"]
+    for value in secrets.values():
+        assert main([*command, "--run_name", f"mine {value}"]) == 2
+        refused = "".join(capfd.readouterr())
+        assert "key run_name" in refused and "access token" in refused and value not in refused
+        assert not (tmp_path / "run").exists()
+    command += ["--run_name", "mine"]
+    # The command line of a launcher around this program may hold what this program would refuse.
+    words = ["ibnorm-hf", *command, "--note", secrets["AWS_SECRET_ACCESS_KEY"], "--api_key", secrets["WANDB_API_KEY"]]
+    monkeypatch.setattr(sys, "argv", words)
+    assert main(command) == 0
+    assert "run_name: mine" in (tmp_path / "run" / "config.yaml").read_text()
     said = "".join(capfd.readouterr())
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert "<hidden>" in (tmp_path / "run" / "environment.json").read_text()
     for value in secrets.values():
         assert value not in said
         assert not [p for p in files if value.encode() in p.read_bytes()]
-    assert main([*command[:-2], "--hub_token", secrets["HF_TOKEN"]]) == 2
+    assert main([*command, "--hub_token", secrets["HF_TOKEN"]]) == 2
     said = "".join(capfd.readouterr())
     assert "secrets do not belong" in said and secrets["HF_TOKEN"] not in said

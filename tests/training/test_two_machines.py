@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,11 +92,17 @@ def test_two_machines_with_disks_of_their_own_equal_one_process(one_process: Pat
     run = back_to(first.home / "run", 4, tmp_path / "half")
     (first.home / "run").rename(tmp_path / "whole")
     run.rename(first.home / "run")
+    # What the other one sees of the run is older: the newest checkpoint is absent, or another one of that name.
+    stale = second.home / "run"
+    stale.mkdir(exist_ok=True)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", stale / "checkpoint-2")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", stale / "checkpoint-4")
+    before = second.files()
     machines = start(tmp_path)
     assert [machine.wait() for machine in machines] == [0, 0], machines[0].said()[-3000:] + machines[1].said()[-3000:]
     assert "resume: checkpoint-4" in machines[0].said()
     same_run(one_process, machines[0].home / "run")
-    assert not machines[1].files() and not any((tmp_path / "machine1" / "cache" / "received").iterdir())
+    assert machines[1].files() == before and not any((tmp_path / "machine1" / "cache" / "received").iterdir())
 
 
 @pytest.mark.faults("a machine of several that dies")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import ibnorm_hf
 from . import registration  # noqa: F401 (the console script does not register by itself)
 from .common.errors import UserError, one_line
 from .common.run import require_safetensors, verify_model
-from .modeling.recognize import iter_norms
+from .modeling.configuration_ibnorm import NormFlags
+from .modeling.recognize import iter_norms, norm_name
 
 # Belong to the vanilla checkpoint, not to the architecture.
 _NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "quantization_config")
@@ -133,28 +134,26 @@ def registered_config(config: PreTrainedConfig, **flags: Any) -> PreTrainedConfi
 
 
 def as_registered(model: PreTrainedModel, config: PreTrainedConfig | None) -> PreTrainedModel | None:
-    """The weights of a model whose norms were replaced, in the class of our model type; None where there is none.
+    """A model whose norms were replaced as ``config`` says, which made it one of our model type; None without a type.
 
     Raises:
-        RuntimeError: a weight would be lost, e.g. the bias of a host norm under ``norm_bias=False``.
         ValueError: the model has norms that the config's flags do not make, e.g. two kinds of IBNorm.
     """
-    name = type(model).__name__
-    cls = getattr(ibnorm_hf, name if name.startswith("IBNorm") else f"IBNorm{name}", None)
-    if config is None or cls is None:
+    if config is None:
         return None
-    converted: PreTrainedModel = cls(config)
-    made = {path: str(modules[0]) for path, modules in iter_norms(converted)}
-    for path, modules in iter_norms(model):
-        if made.get(path) != str(modules[0]):
-            raise ValueError(
-                f"'{path}' is {modules[0]}, which one {type(config).__name__} cannot say beside norm_type "
-                f"{config.norm_type}; swap all norms, or start from a model with its host's own"
-            )
-    converted.load_state_dict(model.state_dict())
-    if getattr(model, "generation_config", None) is not None:
-        converted.generation_config = model.generation_config
-    return converted
+    if not isinstance(model.config, NormFlags):
+        odd = next(
+            (path, modules[0]) for path, modules in iter_norms(model) if norm_name(modules[0]) != config.norm_type
+        )
+        raise ValueError(
+            f"'{odd[0]}' is {odd[1]}, which one {type(config).__name__} cannot say beside norm_type "
+            f"{config.norm_type}; swap all norms, or start from a model with its host's own"
+        )
+    for flag in (f.name for f in fields(NormFlags)):
+        mine, asked = getattr(model.config, flag), getattr(config, flag)
+        if mine != asked and (flag != "norm_bias" or config.norm_affine):
+            raise ValueError(f"{flag} is {mine} in this model and cannot become {asked}")
+    return model
 
 
 def _locate(source: str) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import is_vision_available
 
 from . import FAMILIES
+from .modeling.identity import share_refusal
 from .modeling.image_processing_ibnorm import IBNormImageProcessor
 from .modeling.stock_decay import share_decay_list
 
@@ -43,3 +44,4 @@ for _name in FAMILIES:
     _register(import_module(f".modeling.modeling_ibnorm_{_name}", __package__))
 
 share_decay_list()
+share_refusal()

@@ -14,6 +14,8 @@ from .create import check_norm_flags, get_spec
 from .peft_targets import share_peft_targets
 from .scope import check_scope
 
+_FOR_VANILLA = "vanilla_host"  # a key of config.json
+
 
 @dataclass(kw_only=True, repr=False)
 class NormFlags:
@@ -96,7 +98,24 @@ class NormFlags:
         saved = "transformers_version" in config_dict and "norm_embedding_scale" not in config_dict
         if saved and config_dict.get("norm_type") == "dyt":
             config_dict = {**config_dict, "norm_type": "dyt-plain"}
+        config_dict = {key: value for key, value in config_dict.items() if key != _FOR_VANILLA}
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    def to_json_file(self, json_file_path: Any, *args: Any, **kwargs: Any) -> None:
+        """As any config's, with an entry that only the host's own config class reads, and refuses.
+
+        That class would warn of another model type, and load the weights into a model with its own norms. An entry of
+        its own model type is what it reads instead of the rest; no torch dtype has the name that stands there.
+        """
+        host = self.model_type.removeprefix("ibnorm_")  # type: ignore[attr-defined]
+        refusal = (
+            f"this model has other norms than {host}: import ibnorm_hf, and load it by an Auto class or a class of ours"
+        )
+        self.__dict__[_FOR_VANILLA] = {"model_type": host, "dtype": refusal}
+        try:
+            super().to_json_file(json_file_path, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            del self.__dict__[_FOR_VANILLA]
 
     def to_dict(self) -> dict[str, Any]:
         """As any config's. PEFT calls it to learn the model type, just before it looks up the modules to adapt."""

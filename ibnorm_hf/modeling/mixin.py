@@ -8,21 +8,33 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .batch_norms import BatchAreaNorm
+from .identity import FAMILIES, Swapped
 from .norms import TokenNorm
 from .private_transformers import is_initialized, require_initialization
-from .replace import replace_norms
+from .replace import swap_norms
 from .scaled_embedding import ScaledEmbedding, scale_embeddings
 
 
-class IBNormMixin:
+class IBNormMixin(Swapped):
     """Put before a vanilla model class: builds it as it is, then swaps its norms by the config's norm flags."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for host in cls.__mro__:
+            if issubclass(host, PreTrainedModel) and not issubclass(host, Swapped):
+                FAMILIES.setdefault(host, cls)  # a vanilla model whose norms are swapped becomes one of this class
+                break
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         require_initialization()
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        replace_norms(self, config.norm_type, **config.norm_options())  # type: ignore[arg-type]
+        swap_norms(self, {"norm_type": config.norm_type, **config.norm_options()})  # type: ignore[arg-type]
         if config.norm_embedding_scale:
             scale_embeddings(self)
+        self._complete()
+
+    def _complete(self) -> None:
+        """What a class of ours has beside its norms, built here or become of a vanilla model."""
 
     @classmethod
     def is_custom_code(cls) -> bool:

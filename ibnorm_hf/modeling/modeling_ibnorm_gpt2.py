@@ -21,8 +21,7 @@ class IBNormGPT2Model(IBNormMixin, GPT2Model):
 class IBNormGPT2LMHeadModel(IBNormMixin, GPT2LMHeadModel):
     config_class = IBNormGPT2Config
 
-    def __init__(self, config: IBNormGPT2Config) -> None:
-        super().__init__(config)
+    def _complete(self) -> None:
         # transformers finds the loss by class name, and this one's does not say it; its fallback breaks torch.compile.
         self.loss_type = "ForCausalLM"
 

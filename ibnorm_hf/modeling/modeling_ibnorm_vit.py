@@ -14,6 +14,8 @@ class IBNormViTModel(IBNormMixin, ViTModel):
     # Spelled out, because transformers reads the signature to learn that images can be masked.
     def __init__(self, config: IBNormViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config, add_pooling_layer=add_pooling_layer, use_mask_token=use_mask_token)
+
+    def _complete(self) -> None:
         _take_over_key_names(type(self).__name__)
 
 

@@ -13,10 +13,13 @@ _VIT = {
 }
 
 
-def share_peft_targets(model_type: str) -> None:
-    """Enter ``ibnorm_X`` wherever PEFT, if it is imported, has default modules for X; what is entered already stays."""
+def share_peft_targets(model_type: str, host: str | None = None) -> None:
+    """Enter ``ibnorm_X`` wherever PEFT, if it is imported, has default modules for X; what is entered already stays.
+
+    ``host`` is X where it does not follow from the model type.
+    """
     constants = sys.modules.get("peft.utils.constants")
-    host = model_type.removeprefix("ibnorm_")
+    host = host or model_type.removeprefix("ibnorm_")
     if constants is None or host == model_type:
         return
     for name, mapping in list(vars(constants).items()):

@@ -2,7 +2,7 @@
 """The one mechanism: swap the norms of a model in place, and undo it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from .create import SPECS, check_norm_flags, check_norm_type, create_norm, get_spec, scaled_by
+from .identity import return_identity, take_identity
 from .private_accelerate import carry_hook
 from .private_torch import hooks_of
 from .recognize import area_of, eps_of, family_of, iter_norms, width_of
 from .report import NormReplacement, ReplacementReport
-from .scope import chosen_norms
+from .scope import check_scope, chosen_norms
 from .sites import site_in
 from .wrappers import unwrapped
+
+_OPTIONS = ("norm_order", "norm_affine", "norm_bias", "norm_lambda_learned", "norm_depth_scale")  # of each norm
 
 
 def replace_norms(
@@ -38,6 +41,9 @@ def replace_norms(
     dtype, device, ``requires_grad``, ties and an optimizer's references survive; eps, hooks and train or eval mode too.
     Running statistics that mean the same are copied; those of IBNorm over a batch are of compressed activations, so
     they start anew, and a converted model needs training batches before it is evaluated: the report says so.
+    A transformers model changes its name: one of a known family is then an ``IBNorm...`` class whose config says the
+    flags, so that it is saved, copied and loaded with these norms; what is saved of any other is loaded by nothing.
+    Its ``name_or_path`` is empty from then on.
     A module used at several paths stays one module. The model is untouched when an error is raised.
     Under PEFT, where an adapter trains a copy of a norm, original and copy are swapped alike and count as one norm,
     and a parameter that the new norm creates is trained exactly where the old norm was.
@@ -58,21 +64,41 @@ def replace_norms(
         ValueError: an unknown norm_type, a flag outside its domain, no norm in scope, a module that looks like a norm
             and computes something else (exclude it to go on), or a list of lambdas of the wrong length.
     """
-    norm_type = check_norm_type(norm_type, "batch")  # each site has its own area and is checked for it below
-    sites = _find_norms(model, norm_scope, exclude)
-    lambdas = _one_each(norm_lambda, len(sites))
-    swaps = []
-    for (path, modules, family), lam in zip(sites, lambdas, strict=True):
-        check_norm_flags(norm_type, lam, norm_order, area_of(modules[0]), norm_lambda_learned, norm_depth_scale)
-        options = {
+    report = swap_norms(
+        model,
+        flags := {
+            "norm_type": norm_type,
+            "norm_lambda": norm_lambda,
+            "norm_order": norm_order,
+            "norm_affine": norm_affine,
+            "norm_bias": norm_bias,
             "norm_lambda_learned": norm_lambda_learned,
             "norm_depth_scale": norm_depth_scale,
-            "near": _nearest_parameter(unwrapped(model), path),
-            "site": site_in(model, path, width_of(modules[0]) or 0),
-        }
-        first, *rest = (
-            _swap(path, old, family, norm_type, lam, norm_order, norm_affine, norm_bias, options) for old in modules
-        )
+            "norm_scope": check_scope(norm_scope),
+            "exclude": exclude,
+        },
+    )
+    try:
+        named = take_identity(model, {**flags, "norm_type": report.norm_type}, [r.path for r in report.replacements])
+    except Exception:
+        restore_norms(model, report)
+        raise
+    return replace(report, identities=named)
+
+
+def swap_norms(model: nn.Module, flags: Mapping[str, Any]) -> ReplacementReport:
+    """``replace_norms`` of a model whose class and config say so already; ``flags`` are all of its arguments."""
+    norm_type = check_norm_type(flags["norm_type"], "batch")  # each site has its own area and is checked for it below
+    sites = _find_norms(model, flags["norm_scope"], flags["exclude"])
+    lambdas = _one_each(flags["norm_lambda"], len(sites))
+    swaps = []
+    for (path, modules, family), lam in zip(sites, lambdas, strict=True):
+        options = {name: flags[name] for name in _OPTIONS} | {"norm_lambda": lam}
+        learned, scale = options["norm_lambda_learned"], options["norm_depth_scale"]
+        check_norm_flags(norm_type, lam, options["norm_order"], area_of(modules[0]), learned, scale)
+        options["site"] = site_in(model, path, width_of(modules[0]) or 0)
+        near = _nearest_parameter(unwrapped(model), path)
+        first, *rest = (_swap(path, old, family, norm_type, options, near) for old in modules)
         swaps.append(replace(first, copies=tuple((r.old, r.new) for r in rest)))
     _put_in_place(model, {id(old): new for r in swaps for old, new in _pairs(r)})
     return ReplacementReport(norm_type, tuple(swaps))
@@ -98,6 +124,7 @@ def restore_norms(model: nn.Module, report: ReplacementReport) -> None:
             old_of[id(module)] = old = olds.get(id(module)) or copy.deepcopy(r.old)
             _give_back(r, module, old)
     _put_in_place(model, old_of)
+    return_identity(report.identities)
 
 
 def _find_norms(
@@ -158,25 +185,19 @@ def _swap(
     old: nn.Module,
     family: str,
     norm_type: str,
-    norm_lambda: float | None,
-    norm_order: str,
-    norm_affine: bool,
-    norm_bias: bool | None,
     options: dict[str, Any],
+    near: torch.Tensor | None,
 ) -> NormReplacement:
     first = next(old.parameters(), None)
-    like = first if first is not None else options["near"]
-    options = {name: value for name, value in options.items() if name != "near"}
+    like = first if first is not None else near
+    if options["norm_bias"] is None:
+        options = {**options, "norm_bias": getattr(old, "bias", None) is not None}
     width, eps = width_of(old), eps_of(old)
     assert width is not None and eps is not None
     new = create_norm(
         norm_type,
         width,
         eps=eps,
-        norm_lambda=norm_lambda,
-        norm_order=norm_order,
-        norm_affine=norm_affine,
-        norm_bias=getattr(old, "bias", None) is not None if norm_bias is None else norm_bias,
         area=area_of(old),
         **options,
         device=None if like is None else like.device,

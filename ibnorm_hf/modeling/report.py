@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from .identity import Identity
+
 
 @dataclass(frozen=True)
 class NormReplacement:
@@ -37,6 +39,7 @@ class ReplacementReport:
 
     norm_type: str
     replacements: tuple[NormReplacement, ...]
+    identities: tuple[Identity, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.replacements)

@@ -51,5 +51,6 @@ def site_in(model: Any, path: str, width: int = 0) -> Site:
     """The site of the norm at ``path`` of a model, with or without PEFT around it."""
     base = unwrapped(model)
     parent = base.get_submodule(path.rpartition(".")[0])
-    host = str(getattr(getattr(base, "config", None), "model_type", "") or "").removeprefix("ibnorm_")
+    config = getattr(base, "config", None)
+    host = getattr(config, "norm_host", None) or str(getattr(config, "model_type", "") or "").removeprefix("ibnorm_")
     return site_of(path, frozenset(name for name, _ in parent.named_children()), host=host, width=width)

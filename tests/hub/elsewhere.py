@@ -41,6 +41,8 @@ def output(model, inputs):
 
 def use(job):
     auto = getattr(transformers, job["auto"])
+    if "refused_by" in job:
+        return [why_not(getattr(transformers, name), job["folder"]) for name in job["refused_by"]]
     model = auto.from_pretrained(job["folder"], **TRUST)
     inputs = inputs_of(job)
     before = output(model, inputs)
@@ -71,6 +73,13 @@ def look(job):
     classify = transformers.pipeline("image-classification", model=job["folder"], **TRUST)
     answers = classify(job["picture"], function_to_apply="none")
     return {"found": found, "logits": {a["label"]: a["score"] for a in answers}}
+
+
+def why_not(cls, folder):
+    try:
+        return type(cls.from_pretrained(folder)).__name__
+    except Exception as error:
+        return f"refused: {error}"
 
 
 def train_one_step(model, inputs, before):

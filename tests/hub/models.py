@@ -24,6 +24,11 @@ def heads(every=True):
             yield config_class, auto, cls
 
 
+def sizes(model_type):
+    """The tiny sizes of a registered model type."""
+    return next(HOST_OF[config] for config in HOST_OF if config.model_type == model_type).sizes(**SMALLER)
+
+
 def build(config_class, cls, **flags):
     """A model whose every parameter, norm weights included, has a value that no initialization gives."""
     torch.manual_seed(0)

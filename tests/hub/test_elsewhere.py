@@ -12,13 +12,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ibnorm_hf import IBNormImageProcessor
+from ibnorm_hf import IBNormImageProcessor, replace_norms
 from ibnorm_hf.hub.export import export
 from ibnorm_hf.modeling.rivals import __name__ as HOME
 from ibnorm_hf.modeling.specs import SPECS
 
-from .models import build, heads
+from ..foreign import FOREIGN
+from .models import build, heads, sizes
 
 SCRIPT = Path(__file__).with_name("elsewhere.py")
 
@@ -61,6 +64,16 @@ def make_job(folder, config_class, auto, cls, **flags):
     # An export of the export is what is used: nothing may be lost on the way.
     exported = export(exported, folder / "export_of_export" / name)
     return job | {"auto": auto.__name__, "folder": str(exported), "input": str(folder / f"{name}.input")}, model
+
+
+def not_exported(folder):
+    """Swapped models as ``save_pretrained`` leaves them: one of a family, one of a host that no family knows."""
+    for name in ("llama", FOREIGN):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**sizes("ibnorm_llama")))
+        refused_by = ["AutoModelForCausalLM", type(model).__name__]
+        replace_norms(model, "ibnorm-l")
+        model.save_pretrained(folder / name)
+        yield {"auto": "AutoModelForCausalLM", "folder": str(folder / name), "refused_by": refused_by}
 
 
 def expected(job, model):
@@ -111,7 +124,11 @@ def test_rivals_and_flags_load_elsewhere(tmp_path):
     for flags in asked:
         job, model = make_job(tmp_path, config_class, auto, cls, **flags)
         made.append((job | {"output": job["input"] + ".absent"}, model))
-    answers = run_jobs(tmp_path, [job for job, _ in made])
+    answers = run_jobs(tmp_path, [*(job for job, _ in made), *not_exported(tmp_path)])
+    # Neither loads where nobody knows its type, and the host's own class does not take it for a vanilla model.
+    for by_type, by_class in (answers.pop(), answers.pop()):
+        assert by_type.startswith("refused: The checkpoint you are trying to load has model type `ibnorm_")
+        assert by_class.startswith("refused: ") and "norms" in by_class
     assert len(made) >= 9
     for (job, model), answer in zip(made, answers, strict=True):
         assert answer["module"].startswith("transformers_modules.")

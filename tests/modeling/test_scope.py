@@ -5,13 +5,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM
 
-from ibnorm_hf import assert_norms, replace_norms
+from ibnorm_hf import assert_norms, create_norm, replace_norms
 from ibnorm_hf.modeling.recognize import iter_norms, norm_name
 from ibnorm_hf.modeling.scope import SCOPES, check_scope, is_named
 from ibnorm_hf.modeling.sites import site_in
 
-from ..hosts import HOSTS
-from ..hub.models import build
+from ..hub.models import build, sizes
 from ..hub.models import heads as every_head
 
 FAMILIES = {config.model_type: (config, auto, cls) for config, auto, cls in every_head(every=False)}
@@ -88,15 +87,15 @@ def test_a_norm_left_out_starts_as_the_hosts_where_a_checkpoint_lacks_it(tmp_pat
 
 
 def test_surgery_takes_a_scope_and_the_guard_heeds_it():
-    model = LlamaForCausalLM(LlamaConfig(**HOSTS["llama"].sizes()))
+    model = LlamaForCausalLM(LlamaConfig(**sizes("ibnorm_llama")))
     report = replace_norms(model, "ibnorm-t", norm_scope=["final", "pre-mlp"], exclude=["layers.1.*"])
     assert [r.path for r in report.replacements] == ["model.layers.0.post_attention_layernorm", "model.norm"]
-    with pytest.raises(RuntimeError, match=r"'model.layers.0.input_layernorm' is rmsnorm|LlamaRMSNorm, expected"):
-        assert_norms(model, "ibnorm-t")
-    whole = build(*FAMILIES["ibnorm_llama"][::2], norm_type="ibnorm-t")
-    replace_norms(whole, "rmsnorm", norm_scope="final")
+    assert_norms(model)  # its config says which
+    with pytest.raises(RuntimeError, match=r"post_attention_layernorm' is ibnorm-t, expected layernorm"):
+        assert_norms(model, "layernorm")
+    model.model.norm = create_norm("rmsnorm", 16)
     with pytest.raises(RuntimeError, match=r"'model\.norm' is rmsnorm, expected ibnorm-t"):
-        assert_norms(whole)
+        assert_norms(model)
 
 
 @pytest.mark.parametrize(

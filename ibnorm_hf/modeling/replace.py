@@ -43,7 +43,6 @@ def replace_norms(
     they start anew, and a converted model needs training batches before it is evaluated: the report says so.
     A transformers model changes its name: one of a known family is then an ``IBNorm...`` class whose config says the
     flags, so that it is saved, copied and loaded with these norms; what is saved of any other is loaded by nothing.
-    Its ``name_or_path`` is empty from then on.
     A module used at several paths stays one module. The model is untouched when an error is raised.
     Under PEFT, where an adapter trains a copy of a norm, original and copy are swapped alike and count as one norm,
     and a parameter that the new norm creates is trained exactly where the old norm was.
@@ -57,8 +56,7 @@ def replace_norms(
         norm_bias: None gives a bias exactly where the old norm had one.
         norm_lambda_learned, norm_depth_scale: as in ``create_norm``; a norm that was scaled stays so.
         norm_scope: which sites: ``all``, or one or several of ``final``, ``pre-attention`` and ``pre-mlp``.
-        exclude: paths, the last parts of paths (``"q_norm"``), or patterns (``"layers.0.*"``), to leave alone; without
-            the parts that PEFT adds. A config calls it ``norm_exclude``.
+        exclude: a config's ``norm_exclude``: paths, last parts of paths, or patterns, without the parts that PEFT adds.
 
     Raises:
         ValueError: an unknown norm_type, a flag outside its domain, no norm in scope, a module that looks like a norm

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -17,6 +18,7 @@ from .remarks import told
 from .target import Target, resolve
 
 PERPLEXITY = "perplexity"
+OWN = sorted(path.stem for path in (Path(__file__).parent / "own").glob("[a-z]*.py"))  # one file a task
 _PATH_OPTIONS = ("--include_path", "--use_cache", "-c", "--config", "-C")
 
 
@@ -37,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
         "--tasks",
         "-t",
         default="leaderboard",
-        help="tasks or groups of the harness, and `perplexity`, of a run's validation blocks or of --text (default: "
-        "leaderboard)",
+        help="tasks or groups of the harness, and `perplexity`, of a run's validation blocks or of --text, "
+        f"and, of a run's validation blocks, {', '.join(OWN)} (default: leaderboard)",
     )
     out.add_argument(
         "--data", type=Path, metavar="DIR", help="take data sets from the folders of DIR, named by Hub ids; no network"
@@ -76,6 +78,12 @@ def main(words: Sequence[str]) -> int:
         result = perplexity_command(target, given.text, given.blocks, output, rest, alone=not names)
         if result is not None:
             print(summary(result))
+    for name in [name for name in names if name in OWN]:
+        task = import_module(f".own.{name}", __package__)
+        names = [other for other in names if other != name]
+        result = task.measure(target, given.blocks, output, rest, alone=not names)
+        if result is not None:
+            print(task.summary(result))
     if not names:
         return 0
     return _harness(target, names, given.data, output, rest)

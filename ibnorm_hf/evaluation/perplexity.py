@@ -91,7 +91,7 @@ def perplexity_command(
     Args:
         alone: no harness task was asked for, so other options are mistakes.
     """
-    return _evaluate(target, text, blocks, output, _options(words, alone))
+    return _evaluate(target, text, blocks, output, parse_options(words, alone))
 
 
 def _path(given: str | Path | None) -> Path | None:
@@ -107,7 +107,32 @@ def _evaluate(
         )
     if options.dtype not in _DTYPES:
         raise UserError(f"dtype {options.dtype} is unknown; give one of {', '.join(_DTYPES)}")
-    rank, world = _processes()
+    model, data, description = open_model(target, text, blocks, options)
+    rank, world = processes()
+    autocast = autocast_of(target.run) if target.run is not None else None
+    each = block_nats(model, data, batch_size=options.batch_size, rank=rank, world=world, autocast=autocast)
+    if world > 1:
+        dist.all_reduce(each)
+    if rank != 0:
+        return None
+    result = _result(each, data, description, target, options, world, model, autocast)
+    if text is not None:
+        result["text"] = text.name
+    if options.against is not None:
+        result["against"] = compare_with(result, options.against)
+    write_json(output / ("perplexity.json" if text is None else f"perplexity-{_word(text)}.json"), result)
+    return result
+
+
+def open_model(
+    target: Target, text: Path | None, blocks: Path | None, options: argparse.Namespace
+) -> tuple[Any, Dataset, dict[str, Any]]:
+    """The model in eval mode on its device, the blocks it is measured on, and what describes them.
+
+    Raises:
+        UserError: the model cannot be loaded, or the blocks are not its own.
+    """
+    processes()  # before a device is chosen
     target.say_of_base()
     model = _load(target, options.dtype).to(torch.device(options.device or _default_device())).eval()
     if text is None:
@@ -123,19 +148,7 @@ def _evaluate(
     if highest >= rows:
         whose = "another run's" if text is None else "another model's tokenizer"
         raise UserError(f"the blocks hold token {highest} and the model's embedding {rows} rows; they are {whose}")
-    autocast = _autocast(target.run) if target.run is not None else None
-    each = block_nats(model, data, batch_size=options.batch_size, rank=rank, world=world, autocast=autocast)
-    if world > 1:
-        dist.all_reduce(each)
-    if rank != 0:
-        return None
-    result = _result(each, data, description, target, options, world, model, autocast)
-    if text is not None:
-        result["text"] = text.name
-    if options.against is not None:
-        result["against"] = compare_with(result, options.against)
-    write_json(output / ("perplexity.json" if text is None else f"perplexity-{_word(text)}.json"), result)
-    return result
+    return model, data, description
 
 
 def _word(text: Path) -> str:
@@ -159,8 +172,9 @@ def block_nats(
     return out
 
 
-def _options(words: Sequence[str], alone: bool) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="ibnorm-hf eval --tasks perplexity", allow_abbrev=False)
+def parse_options(words: Sequence[str], alone: bool, task: str = "perplexity") -> argparse.Namespace:
+    """The words of a command line that concern a task on blocks; ``alone`` makes others mistakes."""
+    parser = argparse.ArgumentParser(prog=f"ibnorm-hf eval --tasks {task}", allow_abbrev=False)
     parser.add_argument("--batch_size", "-b", default="auto")
     parser.add_argument("--device", default=None)
     parser.add_argument("--limit", "-L", type=float, default=None)
@@ -169,7 +183,7 @@ def _options(words: Sequence[str], alone: bool) -> argparse.Namespace:
     parser.add_argument("--model_args", "-a", nargs="+", default=[])
     options, unknown = parser.parse_known_args(list(words))
     if unknown and alone:
-        raise UserError(f"eval: {unknown[0]} does not concern perplexity; leave it out")
+        raise UserError(f"eval: {unknown[0]} does not concern {task}; leave it out")
     size = str(options.batch_size)
     if not size.startswith("auto") and not (size.isdigit() and int(size) > 0):
         raise UserError(f"--batch_size {size} is no whole number of at least 1; give one, or auto")
@@ -179,7 +193,8 @@ def _options(words: Sequence[str], alone: bool) -> argparse.Namespace:
     return options
 
 
-def _processes() -> tuple[int, int]:
+def processes() -> tuple[int, int]:
+    """(number of this process, how many there are), joined in a group where there are several."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -209,7 +224,7 @@ def _load(target: Target, dtype: str) -> Any:
     return model
 
 
-def _autocast(run: Path) -> torch.dtype | None:
+def autocast_of(run: Path) -> torch.dtype | None:
     """The mixed precision of the run's own validation."""
     recipe = Run(run).config
     return torch.bfloat16 if recipe.get("bf16") else torch.float16 if recipe.get("fp16") else None

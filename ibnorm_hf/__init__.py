@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .modeling.sync_norms import IBSyncBatchNorm2d
     from .training.job import pretrain
     from .training.keys.recipe import load_recipe
+    from .training.loop.telemetry import NormTelemetry
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ _PUBLIC = {
     "modeling.sync_norms": ("IBSyncBatchNorm2d",),
     "training.job": ("pretrain",),
     "training.keys.recipe": ("load_recipe",),
+    "training.loop.telemetry": ("NormTelemetry",),
 }
 
 

@@ -121,6 +121,7 @@ def _tell(recipe: Recipe, result: Result) -> None:
     """Print the outcome of a run, with its pictures."""
     from .analysis.loss_curve import plot_loss_curve
     from .common.errors import printable
+    from .training.loop.likeness import norm_lines
 
     if "perplexity" in result.validation:
         scores = result.validation
@@ -141,6 +142,8 @@ def _tell(recipe: Recipe, result: Result) -> None:
         plot = str(plot_loss_curve(result.folder, anew=not result.found))
     except ValueError as error:  # logging_steps beyond max_steps
         plot = f"not drawn: {error}"
+    for line in norm_lines(result.folder):
+        print(line)
     print(f"loss curve {plot}")
     print(f"run {result.folder}")
     if recipe.repo_id:

@@ -24,7 +24,7 @@ IBNormMistralForSequenceClassification IBNormMistralForTokenClassification IBNor
 IBNormResNetBackbone IBNormResNetConfig IBNormResNetForImageClassification IBNormResNetModel
 IBNormViTConfig IBNormViTForImageClassification IBNormViTModel IBSyncBatchNorm2d NormalNorm RMSNorm __version__
 assert_norms convert create_norm evaluate_perplexity export ib_norm list_norms load_recipe pretrain register_compression
-replace_norms restore_norms
+replace_norms restore_norms NormTelemetry
 """
 
 NEW_PROCESS = """
@@ -123,11 +123,12 @@ def test_the_command_calls_the_same_functions(words, name, monkeypatch, tmp_path
 
     module = {"pretrain": job, "convert": convert, "export": export, "_evaluate": perplexity}[name]
     monkeypatch.setattr(module, name, called)
-    monkeypatch.setattr(command, "resolve", lambda given: SimpleNamespace(output=tmp_path))
+    target = SimpleNamespace(output=tmp_path, pretrained="a", peft="an adapter")
+    monkeypatch.setattr(command, "resolve", lambda given: target)
     with pytest.raises(Called):
         cli.main(words)
     if name == "_evaluate":
-        monkeypatch.setattr(perplexity, "resolve", lambda given: SimpleNamespace(output=tmp_path))
+        monkeypatch.setattr(perplexity, "resolve", lambda given: target)
         with pytest.raises(Called):
             ibnorm_hf.evaluate_perplexity("a", text="t")
 

@@ -115,6 +115,8 @@ class Metric(TypedDict, total=False):
     tokens: int
     tokens_per_s: Number | None
     images_per_s: Number | None
+    seconds: Number
+    core_seconds: Number
     eval_loss: Number | None
     share_over_lambda: dict[str, Number]
     shapes: dict[str, dict[str, Number]]

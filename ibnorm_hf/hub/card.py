@@ -186,6 +186,7 @@ def _norm(facts: Facts) -> dict[str, str]:
         "scale": f"{default:g} (the default of this variant)" if scale is None and default else str(scale),
         "order": str(facts.config.get("norm_order", "compress-first")),
         "share": _share(facts),
+        "likeness": _likeness(facts),
     }
 
 
@@ -196,6 +197,16 @@ def _share(facts: Facts) -> str:
             low, high = min(shares.values()), max(shares.values())
             return f"{low:.2%} to {high:.2%} over the {len(shares)} layers, at step {line.get('step')}"
     return NOT_MEASURED
+
+
+def _likeness(facts: Facts) -> str:
+    """How far the norms' outputs are from LayerNorm's, and where that is nothing."""
+    found = facts.norms.get("largest_difference_to_layernorm")
+    if not isinstance(found, dict) or not found or not all(isinstance(v, (int, float)) for v in found.values()):
+        return NOT_MEASURED
+    alike, where = facts.norms.get("layernorm_in_all_but_name") or [], facts.norms.get("measured_on")
+    text = f"{min(found.values()):.2g} to {max(found.values()):.2g} over the {len(found)} layers, on {where}"
+    return text + (f"; {len(alike)} of them are LayerNorms in all but name: lambda does nothing there" if alike else "")
 
 
 def _data(facts: Facts) -> dict[str, Any]:
@@ -243,7 +254,10 @@ def _results(facts: Facts) -> list[tuple[str, str]]:
     mean = f"{len(speeds) / sum(1 / s for s in speeds):,.0f}" if speeds else NOT_MEASURED
     if (kept := facts.robustness.get("corrupted_top1")) is not None:
         rows.append(("accuracy (top 1), mean over corruptions and severities", number(kept)))
-    return [*rows, (f"training speed, {facts.unit}s a second", mean)]
+    rows.append((f"training speed, {facts.unit}s a second", mean))
+    timed = next((line for line in reversed(lines) if "seconds" in line), None)
+    spent = [number(round(timed[key], 1)) if timed else NOT_MEASURED for key in ("seconds", "core_seconds")]
+    return [*rows, ("wall time of training, s", spent[0]), ("core-seconds of the main process", spent[1])]
 
 
 def _seeds(facts: Facts) -> str:

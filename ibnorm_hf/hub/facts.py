@@ -51,6 +51,7 @@ class Facts:
     unscored: bool = False
     unit: str = "token"
     robustness: dict[str, Any] = field(default_factory=dict)
+    norms: dict[str, Any] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     sample: str = ""
     loss_curve: Path | None = None
@@ -62,9 +63,8 @@ def read_facts(
 ) -> Facts:
     """Read a run folder; a model folder alone gives a name, a config and a parameter count.
 
-    The files: ``config.yaml``, ``environment.json``, ``data.json``, ``metrics.jsonl``, ``loss.png``,
-    ``eval/validation.json``, ``eval/sample.txt``, ``eval/leaderboard.json`` (what ``ibnorm-hf leaderboard RUN``
-    writes; the entry of these very weights) and ``eval/robustness.json``; and beside the run the report of its study.
+    Of a run, all that recipes/RUN_FOLDER.md describes but checkpoints; of ``eval/leaderboard.json`` the entry of these
+    very weights; and beside the run the report of its study.
 
     Args:
         source: the run or model folder.
@@ -111,6 +111,7 @@ def read_facts(
         leaderboard=leaderboard,
         unit="image" if "images" in run.config else "token",
         robustness=scrub(run.results("robustness")),
+        norms=scrub(run.results("norms")),
         unscored=not leaderboard and any((source / "eval").glob("**/results_*.json")),
         metrics=run.metrics,
         sample=scrub(run.sample),

@@ -27,12 +27,15 @@ from .folder.run_folder import claim, write_environment
 from .folder.state import finished_end, set_aside
 from .folder.together import agreed, forget, on_this_machine
 from .image_task import ImageTask
+from .keys.arguments import DataArguments
 from .keys.identity import identity, run_id
 from .keys.image_arguments import ImageArguments
 from .keys.launch import strategy
 from .keys.recipe import Recipe, resolved
-from .loop.callbacks import CompressionShares, RunLog, StopOnSignal
+from .loop.callbacks import RunLog, StopOnSignal
+from .loop.likeness import ROWS, distance_to_layernorm, likeness
 from .loop.shapes import LayerShapes
+from .loop.telemetry import CompressionShares
 from .loop.trainer import PretrainTrainer
 from .text_task import TextTask, prepare
 
@@ -140,7 +143,8 @@ def make_trainer(
     # Hooks inside a compiled model would break its graph.
     shares = None if recipe.run.torch_compile else CompressionShares(trainer.model)
     shapes = LayerShapes(trainer.model) if recipe.run.record_shapes else None
-    trainer.add_callback(RunLog(folder / "metrics.jsonl", trainer, shares=shares, shapes=shapes))
+    log = RunLog(folder / "metrics.jsonl", trainer, shares=shares, shapes=shapes)
+    trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which are told what it adds
     return trainer
 
 
@@ -188,13 +192,26 @@ def _finish(recipe: Recipe, task: TextTask | ImageTask, trainer: PretrainTrainer
     scores = trainer.last_scores or trainer.scores(trainer.eval_dataset)
     validation = {**task.validation(scores, trainer), "step": recipe.run.max_steps, "seed": recipe.run.seed}
     _save_final(trainer, folder)
-    sample = ""
+    sample, norms = "", _norms(recipe, trainer)
     if recipe.run.process_index == 0:
+        if norms["largest_difference_to_layernorm"]:
+            write_json(folder / "eval" / "norms.json", norms)
         sample = task.finish(trainer, folder)
         write_json(folder / "eval" / "validation.json", validation)
     model = trainer.accelerator.unwrap_model(trainer.model)
     speed = _mean_speed(folder / "metrics.jsonl", f"{trainer.objective.unit}_per_s")
     return Result(folder, validation, speed, sample, task=task, model=model)
+
+
+def _norms(recipe: Recipe, trainer: PretrainTrainer) -> dict[str, Any]:
+    """How far each IBNorm is from LayerNorm, on a few held-out rows; hooks see neither compiled nor sharded models."""
+    data: Any = trainer.eval_dataset
+    rows = min(ROWS, len(data))
+    whole = not (recipe.run.torch_compile or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    unit, each = ("token", int(recipe.data.block_size)) if isinstance(recipe.data, DataArguments) else ("image", 1)
+    model: Any = trainer.model
+    distances = distance_to_layernorm(model, lambda: trainer.scores(data, rows)) if whole else {}
+    return likeness(distances, unit, rows * each)
 
 
 def _found(recipe: Recipe, task: TextTask | ImageTask, end: tuple[Path, dict[str, Any]], say: Any) -> Result:

@@ -14,11 +14,13 @@ from transformers.trainer_pt_utils import safe_globals
 
 from ibnorm_hf.training.folder.manifest import checkpoints, verify
 
+CLOCK = ("tokens_per_s", "data_wait", "seconds", "core_seconds")
+
 
 def log_lines(run: Path) -> list[dict]:
     """``metrics.jsonl`` without what a clock decides."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("tokens_per_s", "data_wait")} for line in lines]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
 
 def same(a: Any, b: Any) -> bool:

@@ -129,9 +129,9 @@ def test_speed_is_by_the_clock_and_says_what_was_waiting(make, tmp_path, monkeyp
     monkeypatch.setattr(arrivals, "_marked", slow)
     real_scores = trainer.PretrainTrainer.scores
 
-    def scores(self, data):
+    def scores(self, data, rows=None):
         time.sleep(0.3)  # validation is not training
-        return real_scores(self, data)
+        return real_scores(self, data, rows)
 
     monkeypatch.setattr(trainer.PretrainTrainer, "scores", scores)
     job.pretrain(make("--eval_steps", 2, "--max_steps", 6, "--logging_steps", 2))

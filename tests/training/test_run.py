@@ -28,7 +28,8 @@ def metrics(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("tokens_per_s", None)
-        line.pop("data_wait", None)
+        for key in ("data_wait", "seconds", "core_seconds"):
+            line.pop(key, None)
     return lines
 
 

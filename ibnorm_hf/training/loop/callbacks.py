@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens beside the training loop: the log, the console, divergence, Ctrl-C, activation shares."""
+"""What happens beside the training loop: the log, the console, divergence, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,48 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from ...common.errors import Diverged
 from ...common.paths import write_atomic
-from ...modeling.batch_norms import IBBatchNorm2d
-from ...modeling.norms import IBNorm
-from ...modeling.recognize import iter_norms
-from .anneal import to_compress
+from .clock import Cost, duration
 from .shapes import LayerShapes
-
-
-class CompressionShares:
-    """Share of activations with |d| > lambda at each IBNorm, measured on the steps that are logged.
-
-    d is what the compression sees, ``to_compress``. A share near 0 means that the norm is a LayerNorm in all but
-    name; the hooks only read.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.active = False
-        self._sums: dict[str, list[Tensor]] = {}
-        for name, modules in iter_norms(model):
-            for module in modules:
-                if isinstance(module, IBNorm | IBBatchNorm2d):
-                    module.register_forward_pre_hook(self._hook(name))
-
-    def _hook(self, name: str) -> Any:
-        def measure(module: IBNorm | IBBatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-            if self.active and module.training:
-                with torch.no_grad():
-                    d = to_compress(module, inputs[0])
-                    self._sums.setdefault(name, []).append((d.abs() > module.norm_lambda).float().mean())
-
-        return measure
-
-    def read(self) -> dict[str, float]:
-        """Mean share by module name since the last call."""
-        shares = {name: torch.stack(values).mean().item() for name, values in self._sums.items()}
-        self._sums.clear()
-        return shares
+from .telemetry import CompressionShares, for_trackers, lambdas
 
 
 class RunLog(TrainerCallback):
@@ -70,12 +36,14 @@ class RunLog(TrainerCallback):
         self.path, self.trainer, self.shares, self.shapes = path, trainer, shares, shapes
         self.units = 0  # that had arrived when the clock was read
         self.bar: Any = None
+        self.cost, self.begun = Cost(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A resumed state brings the intervals of its checkpoint: those of this command count.
         state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
             trim_log(self.path, state.global_step)
+            self.cost, self.begun = Cost.after(self.path), state.global_step
             self.units = self.trainer.arrivals.units
             # On a terminal only: in a file, a bar would be thousands of lines.
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=not sys.stdout.isatty())
@@ -103,6 +71,11 @@ class RunLog(TrainerCallback):
             line = self._training_line(state, logs)
             text = f"step {line['step']}/{state.max_steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}"
             text += f"  {line[f'{objective.unit}_per_s']:,.0f} {objective.unit}/s"
+            text += self._expected(state, line["seconds"])
+            # Trackers, which come after this, get what the line says beside the loss.
+            scales = lambdas(self.trainer.model) if self.shares is not None else []
+            logs.update(for_trackers(scales, line.get("share_over_lambda", {})))
+            logs[f"{objective.unit}_per_s"] = line[f"{objective.unit}_per_s"]
         else:
             return
         with open(self.path, "a", encoding="utf-8") as handle:
@@ -121,6 +94,8 @@ class RunLog(TrainerCallback):
             "targets": arrivals.targets,
             f"{unit}_per_s": round((arrivals.units - self.units) / seconds, 1) if seconds else 0.0,
             "data_wait": round(waiting, 4),
+            "seconds": round(self.cost.seconds, 3),
+            "core_seconds": round(self.cost.core_seconds, 3),
             "samples_sha256": arrivals.digest(),
         }
         self.units = arrivals.units
@@ -131,6 +106,12 @@ class RunLog(TrainerCallback):
         if self.shapes is not None and (shapes := self.shapes.read()):
             line["shapes"] = shapes
         return line
+
+    def _expected(self, state: Any, seconds: float) -> str:
+        """Time since the run began, and what is left of it at the mean speed of this command."""
+        done = state.global_step - self.begun
+        left = self.cost.of_this_command * (state.max_steps - state.global_step) / done if done > 0 else 0.0
+        return f"  {duration(seconds)}" + (f", {duration(left)} left" if state.global_step < state.max_steps else "")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

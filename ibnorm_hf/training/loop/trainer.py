@@ -200,8 +200,8 @@ class PretrainTrainer(Trainer):
             yield [min(i, count - 1) for i in indices], weight
 
     @torch.no_grad()
-    def scores(self, data: Any) -> dict[str, Any]:
-        """Scores over a data set: sums over its rows in float64, so batches and processes do not matter.
+    def scores(self, data: Any, rows: int | None = None) -> dict[str, Any]:
+        """Scores over a data set, or its first ``rows``: sums in float64, so batches and processes do not matter.
 
         Raises:
             UserError: the loss is no number.
@@ -210,7 +210,7 @@ class PretrainTrainer(Trainer):
         model = self.model_wrapped
         was_training = model.training
         model.eval()
-        for indices, weight in self.validation_batches(len(data)):
+        for indices, weight in self.validation_batches(min(rows or len(data), len(data))):
             batch = self._prepare_inputs(self.objective.collate(read_rows(data, indices)))
             with self.accelerator.autocast():
                 logits = model(**self.objective.evaluate(batch)).logits

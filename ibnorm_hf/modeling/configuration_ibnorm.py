@@ -50,6 +50,7 @@ class NormFlags:
     norm_embedding_scale: bool | None = None
 
     norm_area: ClassVar[str] = "token"  # which elements share statistics: the host norm's
+    host_gain_offset: ClassVar[float] = 0.0  # 1 where the host's norms write their gain as 1 + w
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = [f.name for f in fields(NormFlags)]
@@ -107,7 +108,7 @@ class NormFlags:
         That class would warn of another model type, and load the weights into a model with its own norms. An entry of
         its own model type is what it reads instead of the rest; no torch dtype has the name that stands there.
         """
-        host = self.model_type.removeprefix("ibnorm_")  # type: ignore[attr-defined]
+        host = type(self).model_type.removeprefix("ibnorm_")  # type: ignore[attr-defined]
         refusal = (
             f"this model has other norms than {host}: import ibnorm_hf, and load it by an Auto class or a class of ours"
         )

@@ -221,7 +221,7 @@ def _become(model: Any, cls: Any) -> None:
     old = model.config
     memo: dict[int, Any] = {}
     new = copy.deepcopy(old, memo)
-    for name in (*_FLAGS, "norm_replacements", "auto_map"):
+    for name in (*_FLAGS, "norm_replacements", "auto_map", "model_type"):
         new.__dict__.pop(name, None)
     if issubclass(cls, NoFamilyModel):
         new.__class__ = _without_family(_host(type(old)))

@@ -8,6 +8,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .batch_norms import BatchAreaNorm
+from .create import get_spec
 from .identity import FAMILIES, Swapped
 from .norms import TokenNorm
 from .private_transformers import is_initialized, require_initialization
@@ -37,6 +38,25 @@ class IBNormMixin(Swapped):
         """What a class of ours has beside its norms, built here or become of a vanilla model."""
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As any model's. ValueError where a host's own weights would be read by a norm that writes its gain otherwise.
+
+        Gemma's weight is a gain less 1: read as a gain, all features would all but vanish, without a word.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        offset = getattr(get_spec(config.norm_type).classes.get("token"), "gain_offset", 0.0)
+        if pretrained_model_name_or_path is not None and config.norm_affine and offset != config.host_gain_offset:
+            stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **_where(kwargs))
+            if stored.get("model_type") != type(config).model_type:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds a {stored.get('model_type')}, whose norms write their gain "
+                    f"as {_GAIN[config.host_gain_offset]} and {config.norm_type} as {_GAIN[offset]}; convert it by "
+                    "`ibnorm-hf convert` or replace_norms"
+                )
+        return loaded
+
+    @classmethod
     def is_custom_code(cls) -> bool:
         # For code outside transformers, its initialisation skips every module without parameters of its own, and with
         # them GPT-2's scaling of c_proj by depth. Ours follows transformers' rules, so it is not custom in that sense.
@@ -49,6 +69,14 @@ class IBNormMixin(Swapped):
             # transformers visits a model after all its sub-models, and a vanilla sub-model does not know our norms:
             # this last visit is the one place that every loading path, nested or not, passes.
             init_norms(module)
+
+
+_GAIN = {0.0: "w", 1.0: "1 + w"}
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    kept = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    return {name: options[name] for name in kept if name in options}
 
 
 class IBNormHeadMixin(IBNormMixin):

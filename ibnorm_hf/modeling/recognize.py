@@ -78,8 +78,8 @@ def _try(module: nn.Module, width: int, eps: float) -> str | None:
         except Exception:
             return None
         weight, bias = random.get("weight", 1), random.get("bias", 0)
-        for family in ("layernorm", "rmsnorm"):
-            expected = [_standardized(values, family, eps) * weight + bias for values in inputs]
+        for family, gain in (("layernorm", weight), ("rmsnorm", weight), ("rmsnorm-1p", 1 + weight)):
+            expected = [_standardized(values, family, eps) * gain + bias for values in inputs]
             if all(_equal(y, e) for y, e in zip(outputs, expected, strict=True)):
                 return family
     return None
@@ -92,6 +92,12 @@ def _standardized(x: torch.Tensor, family: str, eps: float) -> torch.Tensor:
 
 def _equal(y: object, expected: torch.Tensor) -> bool:
     return isinstance(y, torch.Tensor) and y.shape == expected.shape and torch.allclose(y, expected, 1e-4, 2e-5)
+
+
+def gain_offset_of(module: nn.Module) -> float:
+    """What the weight of a norm is added to before it is a feature's gain: 1 in Gemma's and Qwen3-Next's, else 0."""
+    offset = getattr(module, "gain_offset", None)
+    return float(family_of(module) == "rmsnorm-1p") if offset is None else float(offset)  # type: ignore[arg-type]
 
 
 def area_of(module: nn.Module) -> str:

@@ -13,7 +13,7 @@ from .create import SPECS, check_norm_flags, check_norm_type, create_norm, get_s
 from .identity import return_identity, take_identity
 from .private_accelerate import carry_hook
 from .private_torch import hooks_of
-from .recognize import area_of, eps_of, family_of, iter_norms, width_of
+from .recognize import area_of, eps_of, family_of, gain_offset_of, iter_norms, width_of
 from .report import NormReplacement, ReplacementReport
 from .scope import check_scope, chosen_norms
 from .sites import site_in
@@ -44,18 +44,18 @@ def replace_norms(
     A transformers model changes its name: one of a known family is then an ``IBNorm...`` class whose config says the
     flags, so that it is saved, copied and loaded with these norms; what is saved of any other is loaded by nothing.
     A module used at several paths stays one module. The model is untouched when an error is raised.
-    Under PEFT, where an adapter trains a copy of a norm, original and copy are swapped alike and count as one norm,
-    and a parameter that the new norm creates is trained exactly where the old norm was.
+    Under PEFT, a norm and the copies that adapters train are swapped alike and count as one; a new parameter is trained
+    exactly where the old norm was.
 
     Args:
         model: any module, usually a transformers model. Norms are recognised by what they compute, not by name:
-            those that behave as LayerNorm or RMSNorm over the last dimension, BatchNorm2d, and this package's own.
+            LayerNorm or RMSNorm (gain w, or 1 + w) over the last dimension, BatchNorm2d, and this package's own.
         norm_type: one of ``list_norms()``; in place of BatchNorm2d one of ``list_norms("batch")``.
         norm_lambda: one number, or one a norm in module order; None takes the variant's default.
         norm_order, norm_affine: as in ``create_norm``.
         norm_bias: None gives a bias exactly where the old norm had one.
         norm_lambda_learned, norm_depth_scale: as in ``create_norm``; a norm that was scaled stays so.
-        norm_scope: which sites: ``all``, or one or several of ``final``, ``pre-attention`` and ``pre-mlp``.
+        norm_scope: ``all``, or one or several of ``final``, ``pre-attention`` and ``pre-mlp``.
         exclude: a config's ``norm_exclude``: paths, last parts of paths, or patterns, without the parts that PEFT adds.
 
     Raises:
@@ -156,17 +156,14 @@ def _nearest_parameter(model: nn.Module, path: str) -> torch.Tensor | None:
     return None
 
 
-def _offset(module: nn.Module) -> float:
-    return float(getattr(module, "gain_offset", 0.0))  # a feature's gain is this plus its weight
-
-
 def _converted(old: nn.Module, new: nn.Module, name: str) -> nn.Parameter:
     """A parameter of ``old`` as ``new`` writes it: the very same object where both write the gain alike."""
     parameter: nn.Parameter = getattr(old, name)
-    if name != "weight" or _offset(old) == _offset(new):
+    offset = gain_offset_of(old) - gain_offset_of(new) if name == "weight" else 0.0
+    if not offset:
         return parameter
     # In float32 and rounded once: bf16(w - 1) may be -1.
-    gain = parameter.detach().float() + (_offset(old) - _offset(new))
+    gain = parameter.detach().float() + offset
     return nn.Parameter(gain.to(parameter.dtype), requires_grad=parameter.requires_grad)
 
 

@@ -11,7 +11,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
-    GemmaConfig,
     LlamaConfig,
     Mamba2Config,
     MptConfig,
@@ -115,11 +114,17 @@ def test_meta_models_are_recognised_too():
     assert model.norm.weight.is_meta
 
 
+class HalfNorm(nn.RMSNorm):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
 def test_refuses_what_it_does_not_know_and_leaves_the_model_alone():
-    gemma = AutoModel.from_config(GemmaConfig(**SMALL, head_dim=8))  # computes (1 + weight) * x / rms(x)
-    with pytest.raises(ValueError, match=r"'layers.0.input_layernorm' \(GemmaRMSNorm\) .* exclude="):
-        replace_norms(gemma, "ibnorm-l")
-    assert not any(isinstance(m, IBNorm) for m in gemma.modules())
+    halved = AutoModel.from_config(LlamaConfig(**SMALL))
+    halved.layers[0].input_layernorm = HalfNorm(32)
+    with pytest.raises(ValueError, match=r"'layers.0.input_layernorm' \(HalfNorm\) .* exclude="):
+        replace_norms(halved, "ibnorm-l")
+    assert not any(isinstance(m, IBNorm) for m in halved.modules())
     with pytest.raises(ValueError, match="Sequential has no norm to replace"):
         replace_norms(nn.Sequential(nn.Linear(2, 2)), "ibnorm-l")
     with pytest.raises(ValueError, match="BatchNorm1d"):

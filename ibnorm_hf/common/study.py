@@ -109,6 +109,11 @@ def shown_as(report: Report) -> float:
     return -1.0 if report.get("key") == "top1" or report.get("metric") == "accuracy" else 1.0
 
 
+def shown_p(p: float | int) -> str:
+    """A p-value as text."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
 def study_of(source: Path, model: Path, study: Path | None = None) -> Found | None:
     """The report that a run is in, and its entry there; None where no study holds these weights.
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..common.study import ArmReport, Found, Report, shown_as
+from ..common.study import ArmReport, Found, Report, shown_as, shown_p
 from .results import NOT_MEASURED, table
 
 _PHASES = {
@@ -56,7 +56,7 @@ def _row(report: Report, name: str, arm: ArmReport, *, own: bool) -> list[str]:
         "baseline" if baseline else arm["verdict"] + more,
         shown,
         interval,
-        f"{p:.2g}" if shown and p is not None else "",
+        shown_p(p) if shown and p is not None else "",
         NOT_MEASURED if mean is None else f"{mean * factor:.4f}",
         str(arm["n"]),
         f"{arm['learning_rate']:g}",

@@ -26,8 +26,11 @@ def chosen_rates(rows: list[Row]) -> dict[tuple[str, float], tuple[float, float 
         key: min(points, key=lambda point: (sum(points[point]) / len(points[point]), point[0], point[1] or 0.0))
         for key, points in values.items()
     }
+    tuned: dict[str, list[float]] = {}
+    for arm, budget in best:
+        tuned.setdefault(arm, []).append(budget)
     for arm, budget in sorted({(row.arm, row.budget) for row in rows}):
-        earlier = [b for a, b in best if a == arm and b <= budget]
+        earlier = [b for b in tuned.get(arm, []) if b <= budget]
         if (arm, budget) not in best and earlier:
             best[arm, budget] = best[arm, max(earlier)]
     return best
@@ -100,7 +103,10 @@ def _seeds(rows: list[Row]) -> list[str]:
         found.append(f"seed {both[0]} is used for tuning and for the claim")
     arms = {row.arm for row in rows}
     for budget in sorted({row.budget for row in rows if row.phase == "claim"}):
-        seeds = {arm: {r.seed for r in rows if (r.arm, r.budget, r.phase) == (arm, budget, "claim")} for arm in arms}
+        seeds: dict[str, set[int]] = {arm: set() for arm in arms}
+        for row in rows:
+            if (row.budget, row.phase) == (budget, "claim"):
+                seeds[row.arm].add(row.seed)
         shared = set.intersection(*seeds.values())
         for arm in sorted(arms):
             if len(seeds[arm]) < LEAST_SEEDS:
@@ -119,12 +125,15 @@ def _rates(rows: list[Row]) -> list[str]:
     found = []
     best = chosen_rates(rows)
     for budget in sorted({row.budget for row in rows}):
-        grids: dict[str, frozenset[Any]] = {}
+        grids: dict[str, set[Any]] = {}
         trials: dict[str, int] = {}
+        claims: dict[str, set[Any]] = {}
         for row in rows:
             if row.budget == budget and row.phase == "tuning":
-                grids[row.arm] = grids.get(row.arm, frozenset()) | {row.rate}
+                grids.setdefault(row.arm, set()).add(row.rate)
                 trials[row.arm] = trials.get(row.arm, 0) + 1
+            elif row.budget == budget and row.phase == "claim":
+                claims.setdefault(row.arm, set()).add(row.rate)
         arms = sorted({row.arm for row in rows if row.budget == budget and row.phase != "curve"})
         for arm in arms:
             if grids.get(arm) != grids.get(arms[0]) or trials.get(arm) != trials.get(arms[0]):
@@ -135,16 +144,16 @@ def _rates(rows: list[Row]) -> list[str]:
                 found.append(f"{arm} was not tuned: no seed of it occurs at several rates")
             elif arm in grids:
                 found += _edge(arm, budget, best[arm, budget], grids[arm])
-            claimed = {r.rate for r in rows if (r.arm, r.budget, r.phase) == (arm, budget, "claim")}
-            if (arm, budget) in best and claimed - {best[arm, budget]}:
+            claimed = claims.get(arm, set())
+            if (arm, budget) in best and (other := claimed - {best[arm, budget]}):
                 found.append(
-                    f"{arm} claims at learning rate {min(claimed - {best[arm, budget]})[0]:g} at budget {budget:g}, "
+                    f"{arm} claims at learning rate {min(rate for rate, _ in other):g} at budget {budget:g}, "
                     f"where tuning found {best[arm, budget][0]:g} to be the best"
                 )
     return found
 
 
-def _edge(arm: str, budget: float, best: tuple[float, float | None], grid: frozenset[Any]) -> list[str]:
+def _edge(arm: str, budget: float, best: tuple[float, float | None], grid: set[Any]) -> list[str]:
     # Only the learning rate has edges: a weight decay of 0 is a natural end.
     rates = sorted({rate for rate, _ in grid})
     if best[0] not in (rates[0], rates[-1]):

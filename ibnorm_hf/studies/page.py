@@ -13,17 +13,21 @@ _STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#12161b;--line:#3a424b;--soft:#1c2229;--good:#5fd39a;
 --bad:#ff9a80}}
 *{box-sizing:border-box}body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);
-max-width:72rem;margin:0 auto;padding:1rem}
+max-width:88rem;margin:0 auto;padding:1rem}
 h1{font-size:1.6rem;line-height:1.2}h2{font-size:1.2rem;margin-top:2rem}
-.wide{overflow-x:auto;border:1px solid var(--line);border-radius:6px}
-table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
+p,ul{max-width:48rem}
+.wide{overflow-x:auto;border:1px solid var(--line);border-radius:6px;
+background:linear-gradient(to left,var(--paper) 40%,transparent) 100% 0/48px 100% no-repeat local,
+linear-gradient(to left,#0005,transparent) 100% 0/14px 100% no-repeat scroll}
+td:first-child{position:sticky;left:0;background:var(--paper)}th:first-child{position:sticky;left:0}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}
 td.long{white-space:normal;min-width:16rem}
 tbody tr:last-child td{border-bottom:0}thead th{background:var(--soft)}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid currentColor}
 th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
 .better{color:var(--good);font-weight:600}.worse{color:var(--bad);font-weight:600}
-figure{margin:1.5rem 0}img{max-width:100%;height:auto;background:#fff;border-radius:6px}
+figure{margin:1.5rem 0;max-width:64rem}img{max-width:100%;height:auto;background:#fff;border-radius:6px}
 """
 _SCRIPT = """
 for(const table of document.querySelectorAll("table")){
@@ -32,7 +36,7 @@ for(const table of document.querySelectorAll("table")){
   const head=button.closest("th"),down=head.getAttribute("aria-sort")==="ascending";
   table.querySelectorAll("th").forEach(th=>th.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort",down?"descending":"ascending");
-  const key=row=>row.cells[column].textContent.trim(),number=text=>parseFloat(text.replace(/,/g,""));
+  const key=row=>row.cells[column].textContent.trim(),number=text=>parseFloat(text.replace(/[,<]/g,""));
   const rows=[...body.rows].sort((a,b)=>{
    const x=key(a),y=key(b);
    if(!x||!y)return x?-1:y?1:0;

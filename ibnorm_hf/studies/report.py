@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import UserError, one_line
 from ..common.paths import write_atomic
 from ..common.strict_json import dumps
+from ..common.study import shown_p
 from .page import page
 from .pictures import Picture, draw_all
-from .rows import Row
+from .rows import Row, in_order
 from .units import UNITS, Unit
 
 
@@ -38,7 +40,11 @@ class Study:
 
 
 def write_report(study: Study, folder: Path) -> list[Path]:
-    """Write report.json, report.md, report.html, runs.csv and the pictures; returns their paths."""
+    """Write report.json, report.md, report.html, runs.csv and the pictures; returns their paths.
+
+    Raises:
+        UserError: the folder cannot be written; each file there is then the old or the new one.
+    """
     pictures = draw_all(study)
     contents = {picture.name: picture.png for picture in pictures} | {
         "report.json": dumps(study.judged, indent=1) + "\n",
@@ -46,14 +52,18 @@ def write_report(study: Study, folder: Path) -> list[Path]:
         "report.md": markdown(study, pictures),
         "report.html": page(study.title, sections(study, pictures), pictures),
     }
-    for name, content in contents.items():
-        write_atomic(folder / name, content)
+    try:
+        for name, content in contents.items():
+            write_atomic(folder / name, content)
+    except OSError as error:
+        why = f"report {folder} cannot be written: {error.strerror or one_line(error)}"
+        raise UserError(f"{why}; free some room, or give another --out", exit_code=1) from None
     return [folder / name for name in contents]
 
 
 def runs_csv(study: Study) -> str:
     """Every run ever started, one a line."""
-    lines = study.runs or [_run(row) for row in sorted(study.rows)]
+    lines = study.runs or [_run(row) for row in in_order(study.rows)]
     names = list(dict.fromkeys(name for line in lines for name in line))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
@@ -81,6 +91,12 @@ def _run(row: Row) -> dict[str, Any]:
 Section = tuple[str, list[str], list[dict[str, Any]], list[Picture]]  # heading, sentences, table, pictures
 
 
+_TABLES = {
+    "At step 0": "Each arm's model before training, on the same few samples. Arms may differ in their norms alone: the "
+    "parameters outside them must agree, and so must those of these that decay."
+}
+
+
 def sections(study: Study, pictures: list[Picture]) -> list[Section]:
     """The report's parts in order. Both renderings are made of these."""
     judged = study.judged
@@ -88,7 +104,7 @@ def sections(study: Study, pictures: list[Picture]) -> list[Section]:
     for budget in reversed(judged["budgets"]):
         parts.append((f"Budget {budget}x", _budget_text(study, budget), _table(study, budget), []))
     for name, lines in study.tables.items():
-        parts.append((name, [], lines, []))
+        parts.append((name, [_TABLES[name]] if name in _TABLES else [], lines, []))
     if pictures:
         parts.append(("Pictures", [], [], pictures))
     if study.citations:
@@ -120,7 +136,10 @@ def _budget_text(study: Study, budget: str) -> list[str]:
 
 def _table(study: Study, budget: str) -> list[dict[str, Any]]:
     unit, lines = study.unit, []
-    for name, arm in study.judged["budgets"][budget]["arms"].items():
+    arms = study.judged["budgets"][budget]["arms"].items()
+    if not study.judged["refused"]:  # the best first; without a ranking by name
+        arms = sorted(arms, key=lambda item: (item[1]["difference"] is None, item[1]["difference"], item[0]))
+    for name, arm in arms:
         missing = arm["difference"] is None
         ends = sorted((arm["low"] * unit.factor, arm["high"] * unit.factor)) if not missing else []
         base = name == study.judged["baseline"]
@@ -129,8 +148,8 @@ def _table(study: Study, budget: str) -> list[dict[str, Any]]:
             "verdict": "baseline" if base else arm["verdict"],
             f"difference ({unit.unit})": "" if base or missing else f"{arm['difference'] * unit.factor:+.4f}",
             "99 % interval": "" if base or missing else f"{ends[0]:+.4f} to {ends[1]:+.4f}",
-            "p": "" if base or missing else f"{arm['p']:.2g}",
-            "sign-flip p": "" if base or missing or arm["sign_flip_p"] is None else f"{arm['sign_flip_p']:.2g}",
+            "p": "" if base or missing else shown_p(arm["p"]),
+            "sign-flip p": "" if base or missing or arm["sign_flip_p"] is None else shown_p(arm["sign_flip_p"]),
             "seeds to decide": arm["seeds_to_decide"] or "",
             f"mean {unit.name} ({unit.unit})": "" if arm["mean"] is None else f"{arm['mean'] * unit.factor:.4f}",
             "seeds": arm["n"],

@@ -9,14 +9,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..common.errors import UserError
+from ..common.errors import UserError, nearest, one_line
 
 Phase = Literal["tuning", "claim", "curve"]
 
 _NEEDED = ("arm", "learning_rate", "seed", "loss")
+_OPTIONAL = ("budget", "weight_decay", "tokens", "parameters", "data_sha256", "seconds")
+_MOST = 1e100  # a loss beyond is no number that could be averaged
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Row:
     """A finished run. ``value`` is the loss (smaller is better), infinite where the run diverged.
 
@@ -47,17 +49,26 @@ class Row:
         return self.learning_rate, self.weight_decay
 
 
+def in_order(rows: list[Row]) -> list[Row]:
+    """Rows sorted by their fields; what was not told comes first."""
+    names = [f.name for f in fields(Row)]
+    return sorted(
+        rows, key=lambda row: [(v is not None, v) if (v := getattr(row, n)) is not None else (False, 0) for n in names]
+    )
+
+
 def read_table(path: str | Path) -> list[Row]:
     """Rows of a CSV file with the columns arm, learning_rate, seed, loss, and perhaps budget, weight_decay, tokens,
-    parameters, data_sha256, seconds.
+    parameters, data_sha256, seconds; other columns are left alone.
 
     In an arm and budget, a seed that occurs at several rates is a tuning seed; the others are claim seeds. A loss that
-    is empty, nan or infinite is a run that diverged.
+    is empty, nan, infinite or beyond 1e100 is a run that diverged.
 
     Raises:
-        UserError: the file cannot be read, a column is missing or unknown, a cell is no number, a run is there twice.
+        UserError: the file cannot be read, a column is missing, misspelt or there twice, a line has too few or too many
+            cells, a cell is no number, a run is there twice.
     """
-    path = Path(path)
+    path, known = Path(path), (*_NEEDED, *_OPTIONAL)
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
@@ -68,12 +79,21 @@ def read_table(path: str | Path) -> list[Row]:
         raise UserError(f"table {path} cannot be read: {error}") from None
     if missing := [name for name in _NEEDED if name not in names]:
         raise UserError(f"table {path} has no column {missing[0]}; it needs {', '.join(_NEEDED)}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"table {path} has the column {one_line(repr(name), 40)} twice; leave one")
+        if name not in known and (near := nearest(name, known)) and near not in names:
+            raise UserError(f"table {path}: unknown column {one_line(repr(name), 40)}; did you mean '{near}'?")
     rows: dict[tuple[Any, ...], Row] = {}
     for number, line in lines:
+        if None in line or None in line.values():
+            raise UserError(f"{path}, line {number}: it has not the {len(names)} cells that the first line names")
         row = _row(path, number, line)
         key = (row.arm, row.budget, row.rate, row.seed)
         if key in rows:
-            raise UserError(f"{path}, line {number}: arm {row.arm} has seed {row.seed} at this rate and budget twice")
+            raise UserError(
+                f"{path}, line {number}: arm {one_line(row.arm, 60)} has seed {row.seed} at this rate and budget twice"
+            )
         rows[key] = row
     if not rows:
         raise UserError(f"table {path} holds no runs")
@@ -90,7 +110,9 @@ def _row(path: Path, number: int, line: dict[str, Any]) -> Row:
         try:
             value = kind(text)
         except (ValueError, OverflowError):
-            raise UserError(f"{path}, line {number}: column {name} holds '{text[:40]}', which is no number") from None
+            raise UserError(
+                f"{path}, line {number}: column {name} holds {one_line(repr(text), 40)}, which is no number"
+            ) from None
         return value
 
     rate, decay, budget = cell("learning_rate", float), cell("weight_decay", float), cell("budget", float)
@@ -104,7 +126,7 @@ def _row(path: Path, number: int, line: dict[str, Any]) -> Row:
         learning_rate=rate,
         weight_decay=decay,
         seed=cell("seed", _whole),
-        value=loss if math.isfinite(loss) else math.inf,
+        value=loss if abs(loss) < _MOST else math.inf,
         tokens=cell("tokens", _whole),
         parameters=cell("parameters", _whole),
         data_sha256=cell("data_sha256", str),

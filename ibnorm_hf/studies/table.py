@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line, printable
 from .report import Study, write_report
 from .rows import read_table
 from .verdict import judge_rows
@@ -33,7 +33,10 @@ def compare_table(table: str | Path, *, baseline: str, margin: float, out: str |
     rows = read_table(table)
     arms = sorted({row.arm for row in rows})
     if baseline not in arms:
-        raise UserError(f"{table}: the baseline {baseline} is not among its arms: {', '.join(arms)}")
+        known = one_line(", ".join(arms), 200)
+        raise UserError(f"{table}: the baseline {baseline} is not among its arms: {known}")
+    if len(arms) < 2:
+        raise UserError(f"{table}: {baseline} is its only arm; a comparison needs another one")
     if not (math.isfinite(margin) and margin > 0):
         raise UserError(f"--margin is {margin}; give the difference, above 0, below which two arms count as equal")
     judged = judge_rows(rows, baseline, margin)
@@ -44,9 +47,15 @@ def compare_table(table: str | Path, *, baseline: str, margin: float, out: str |
 def lines(judged: dict[str, Any], unit: str = "nats", factor: float = 1.0) -> list[str]:
     """The judgement as lines for a terminal."""
     if judged["refused"]:
-        return ["not ranked, because the comparison would not be fair:", *(f"  {why}" for why in judged["refused"])]
-    width = max(map(len, judged["arms"]))
-    out = [f"against {judged['baseline']}, margin {judged['margin']:g} {unit}, 99 % intervals for all arms together"]
+        return [
+            "not ranked, because the comparison would not be fair:",
+            *(f"  {printable(why)}" for why in judged["refused"]),
+        ]
+    names = {name: printable(name)[:60] for name in judged["arms"]}
+    width = max(map(len, names.values()))
+    out = [
+        f"against {names[judged['baseline']]}, margin {judged['margin']:g} {unit}, 99 % intervals for all arms together"
+    ]
     for name, arm in judged["arms"].items():
         if name == judged["baseline"]:
             continue
@@ -54,5 +63,5 @@ def lines(judged: dict[str, Any], unit: str = "nats", factor: float = 1.0) -> li
         more = f"; {arm['seeds_to_decide']} seeds would decide" if arm["seeds_to_decide"] else ""
         more += f"; {arm['diverged']} runs diverged" if arm["diverged"] else ""
         difference = arm["difference"] * factor
-        out.append(f"  {name:{width}}  {difference:+.4f} ({low:+.4f} to {high:+.4f})  {arm['verdict']}{more}")
-    return [*out, *judged["flips"]]
+        out.append(f"  {names[name]:{width}}  {difference:+.4f} ({low:+.4f} to {high:+.4f})  {arm['verdict']}{more}")
+    return [*out, *map(printable, judged["flips"])]

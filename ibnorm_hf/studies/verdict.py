@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .fairness import chosen_rates, finite_or_worst, unfairness
-from .rows import Row
+from .rows import Row, in_order
 from .statistics import LEVEL, Comparison, compare, pooled_error, undecided
 
 
@@ -60,11 +60,11 @@ def _at_budget(rows: list[Row], budget: float, baseline: str, margin: float, *, 
     claims: dict[str, dict[int, float]] = {}
     rates: dict[str, Any] = {}
     diverged: dict[str, int] = {}
-    for row in sorted(rows):
-        if (row.budget, row.phase) != (budget, "claim"):
-            continue
+    claimed = in_order([row for row in rows if (row.budget, row.phase) == (budget, "claim")])
+    there = {(row.arm, row.seed, row.rate) for row in claimed}
+    for row in claimed:
         rate = rates.setdefault(row.arm, best.get((row.arm, budget), row.rate))
-        if row.rate != rate and any(r.rate == rate and r.seed == row.seed and r.arm == row.arm for r in rows):
+        if row.rate != rate and (row.arm, row.seed, rate) in there:
             continue
         claims.setdefault(row.arm, {})[row.seed] = values[row.arm, row.budget, row.rate, row.seed]
         diverged[row.arm] = diverged.get(row.arm, 0) + math.isinf(row.value)

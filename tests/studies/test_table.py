@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
 import json
+import signal
+import time
+import warnings
 
 import pytest
 
@@ -77,6 +80,15 @@ def test_empty_and_infinite_losses_are_runs_that_diverged(tmp_path):
         ("arm,learning_rate,seed,loss\nb,1,1,2\nb,1,1,3\n", "line 3: arm b has seed 1"),
         ("arm,learning_rate,seed,loss\nb,-1,1,2\n", "column learning_rate holds -1"),
         ("arm,learning_rate,seed,loss\nb,1,1,two\n", "column loss holds 'two'"),
+        ("arm,learning_rate,seed,loss\nb,1,1,2\nb,1,2,3\n", "b is its only arm"),
+        ("arm,learning_rate,seed,loss\nb,1,1\n", "line 2: it has not the 4 cells"),
+        ("arm,learning_rate,seed,loss\nb,1,1,2,5\n", "line 2: it has not the 4 cells"),
+        ("arm,learning_rate,seed,loss,loss\nb,1,1,2,5\n", "has the column 'loss' twice"),
+        ("arm,learning_rate,seed,loss,bugdet\nb,1,1,2,5\n", "did you mean 'budget'"),
+        ("arm;learning_rate;seed;loss\nb;1;1;2\n", "has no column arm"),
+        ("arm,learning_rate,seed,loss\nb,1,nan,2\n", "column seed holds 'nan'"),
+        ("arm,learning_rate,seed,loss\nb,1,1e999,2\n", "column seed holds '1e999'"),
+        ('arm,learning_rate,seed,loss\n"b\nc",1,1,2\n"b\nc",1,1,2\n', "arm b c has seed 1"),
     ],
 )
 def test_a_bad_table_is_one_sentence(tmp_path, text, sentence, capsys):
@@ -86,6 +98,77 @@ def test_a_bad_table_is_one_sentence(tmp_path, text, sentence, capsys):
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_any_name_of_an_arm_is_shown_and_no_number_breaks_the_report(tmp_path, capsys):
+    """Formulas, markup, control characters, other scripts; no weight decay in some lines; a loss beyond all measure."""
+    names = ["$\\frac", "_hidden", "<b>bold</b>", "a | b", "two  words\nand a line", "нормa", "x" * 300, "bell\x07"]
+    truth = {"base": 3.0} | {name: 3.0 + 0.1 * place for place, name in enumerate(names)}
+    rows = fake_rows(truth, random=1)
+    table = write(tmp_path / "t.csv", rows)
+    assert compare(table, tmp_path / "out") == 0
+    told = capsys.readouterr()
+    assert "\x07" not in told.out and "нормa" in told.out and not told.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["arms"]) == {" ".join(name.split(" ")) for name in truth}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page
+    assert "| a \\| b |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_lines_with_and_without_a_weight_decay_are_sorted(tmp_path):
+    lines = ["arm,learning_rate,seed,loss,weight_decay"]
+    for arm in ("base", "other"):
+        lines += [f"{arm},0.1,{seed},{2 + seed / 100},{decay}" for seed in range(6) for decay in ("", "0.1")]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    assert compare(tmp_path / "t.csv", tmp_path / "out") == 3
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "there are no claim seeds" in report["refused"]
+
+
+def test_a_loss_beyond_all_measure_diverged(tmp_path):
+    (tmp_path / "t.csv").write_text("arm,learning_rate,seed,loss\na,1,1,1e308\na,1,2,-1e308\na,1,3,2\n")
+    assert [row.value for row in read_table(tmp_path / "t.csv")] == [float("inf"), float("inf"), 2.0]
+
+
+@pytest.mark.parametrize(
+    ("arms", "seeds", "budgets", "rate"), [(4, 2490, 1, 0.001), (200, 44, 1, 0.003), (10, 94, 10, 0.003)]
+)
+def test_ten_thousand_runs_are_judged_at_once(tmp_path, arms, seeds, budgets, rate):
+    """Seconds of this process, so that a busy machine does not matter; pictures of many arms are drawn, too."""
+    lines = ["arm,learning_rate,seed,loss,budget"]
+    for arm in range(arms):
+        for budget in range(1, budgets + 1):
+            lines += [f"{arm},{r},{s},{3 + abs(r - 0.003)},{budget}" for s in (-2, -1) for r in (0.001, 0.003, 0.01)]
+            lines += [f"{arm},{rate if s % 2 else 0.003},{s},{3 + s % 7 / 100},{budget}" for s in range(seeds)]
+    assert len(lines) > 9_900
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    begin = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        code = compare(tmp_path / "t.csv", tmp_path / "out", baseline="0")
+    assert code == (3 if rate == 0.001 else 0) and time.process_time() - begin < 10
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of a file's size on this system")
+def test_a_full_disk_leaves_the_old_report(tmp_path, capsys):
+    import resource
+
+    table = write(tmp_path / "t.csv", fake_rows({"base": 3.0, "gain": 2.9}, random=1))
+    assert compare(table, tmp_path / "out") == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    other = write(tmp_path / "u.csv", fake_rows({"base": 3.0, "gain": 2.8}, random=2))
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        assert compare(other, tmp_path / "out") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    error = capsys.readouterr().err
+    assert "cannot be written: File too large; free some room" in error and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert compare(other, tmp_path / "u.csv" / "below") == 1  # a file where a folder should be
 
 
 def test_a_missing_table_baseline_or_margin_is_one_sentence(tmp_path, capsys):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recipe's whole run beside a bare torch loop: what the Trainer and we add to a step.
 
-    python recipes/benchmarks/loop.py [--recipe recipes/llama/tiny.yaml] [--steps 200] [--threads 2]
+    python recipes/benchmarks/loop.py [--recipe recipes/llama/tiny.yaml] [--steps 200] [--threads 1]
 
 Each step of the run is followed, in the same process, by one step of a bare loop: a copy of the model, a batch of the
 same shape, the same clipping and fused AdamW, nothing else. A row is a block of as many steps as are between two logged
@@ -12,12 +12,11 @@ the bare loop's tokens/s. Validation and checkpoints are left out. Writes result
 import argparse
 import copy
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import quantiles, write_csv
+from measure import clock, quantiles, write_csv
 from transformers import Trainer, TrainerCallback
 
 from ibnorm_hf.training.job import pretrain
@@ -41,7 +40,7 @@ class BareLoop(TrainerCallback):
         self.ended: float | None = None
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        begin = time.perf_counter()
+        begin = clock()
         if self.ended is not None:
             self.run.append(begin - self.ended)
         loss = self.model(input_ids=self.ids, labels=self.ids).loss
@@ -49,7 +48,7 @@ class BareLoop(TrainerCallback):
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        end = time.perf_counter()
+        end = clock()
         if self.ended is not None:
             self.bare.append(end - begin)
         self.ended = end
@@ -80,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/llama/tiny.yaml")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="of one, CPU seconds are counted")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

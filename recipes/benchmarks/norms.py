@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time and memory of one normalization layer, against its peers and the copy bandwidth of the same run.
 
-    python recipes/benchmarks/norms.py [--threads 2] [--repeats 30] [--shapes 4096x768 ...] [--dtypes float32 ...]
+    python recipes/benchmarks/norms.py [--threads 1] [--repeats 30] [--shapes 4096x768 ...] [--dtypes float32 ...]
 
 Bytes are those an operation must move: forward reads x and writes y, backward reads x and dy and writes dx. A copy
 reads and writes as many bytes as a forward, of a tensor of the same shape. Writes results/norms-{cpu,cuda}.csv and a
@@ -181,7 +181,7 @@ def plot(table: list[dict[str, object]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="of one, CPU seconds are counted")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--shapes", nargs="+", default=["4096x768", "2048x2048", "8192x512"], metavar="ROWSxWIDTH")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])

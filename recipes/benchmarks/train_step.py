@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--norms", nargs="+", default=["ibnorm-l"])
     parser.add_argument("--repeats", type=int, help="rounds (default: 100 of a tiny model, 20 of a larger one)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="of one, CPU seconds are counted")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -38,7 +38,8 @@ def norm_table(rows: list[dict[str, str]]) -> str:
         return [float(found[(layer, *case)][column]) for case in cases]
 
     saved = zip(numbers("ibnorm-l", "saved_mb"), numbers("F.layer_norm", "saved_mb"), strict=True)
-    body = [[layer, *(f"{n:.2f}" for n in numbers(layer, "over_layer_norm"))] for layer in LAYERS]
+    measured = [layer for layer in LAYERS if all((layer, *case) in found for case in cases)]
+    body = [[layer, *(f"{n:.2f}" for n in numbers(layer, "over_layer_norm"))] for layer in measured]
     body += [
         ["F.layer_norm, ms", *(f"{n:.1f}" for n in numbers("F.layer_norm", "both_ms"))],
         [

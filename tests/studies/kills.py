@@ -6,7 +6,8 @@
 
 ``--local`` kills the real command with its worker processes: the whole group, or the command alone, whose workers must
 then die with it. ``--slurm`` does the same under a real Slurm of one node: the command alone, while its jobs go on, or
-a job. The seed is printed; ``IBNORM_TEST_SEED`` takes it back. Kinds that are not asked for keep their entry.
+a job. The seed is printed; ``IBNORM_TEST_SEED`` takes it back. A result that is there is added to, each seed once;
+with ``--minutes`` no further study is begun after that time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -207,15 +209,17 @@ class Slurm(Command):
         return "the command alone"
 
 
-def torture(kind: Any, folder: Path, count: int, chance: random.Random, say: Callable[[str], Any]) -> Tally:
-    """Kill studies ``count`` times; hold each finished one against one that was left alone."""
+def torture(
+    kind: Any, folder: Path, count: int, chance: random.Random, say: Callable[[str], Any], minutes: float = math.inf
+) -> Tally:
+    """Kill studies ``count`` times, or fewer in ``minutes``; hold each finished one against one that was left alone."""
     tally, way = Tally(), kind(folder / "study", chance)
     begin = time.monotonic()
     status, text = way.attempt(folder / "whole", None)
     if status:
         raise RuntimeError(f"the undisturbed study failed:\n{text}")
     seconds, wanted = time.monotonic() - begin, content(folder / "whole")
-    while tally.tried < count:
+    while tally.tried < count and time.monotonic() - begin < 60 * minutes:
         out, kills = folder / f"out{tally.studies}", 0
         tally.studies += 1
         for _ in range(min(chance.randint(2, 5), count - tally.tried)):
@@ -242,11 +246,25 @@ def torture(kind: Any, folder: Path, count: int, chance: random.Random, say: Cal
     return tally
 
 
+def together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two rounds of a kind as one; a seed that is there already would count the same kills twice.
+
+    Raises:
+        ValueError: the rounds share a seed.
+    """
+    if set(first["seeds"]) & set(second["seeds"]):
+        raise ValueError(f"seed {second['seeds'][0]} is in the result already; give another one")
+    summed = {key: first[key] + second[key] for key in ("seeds", "tried", "studies", "complaints")}
+    where = Counter(first["where"]) + Counter(second["where"])
+    return summed | {"in_a_row": max(first["in_a_row"], second["in_a_row"]), "where": dict(sorted(where.items()))}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill studies at random and compare what comes of them.")
     for name in ("forked", "local", "slurm"):
         parser.add_argument(f"--{name}", type=int, default=0, metavar="COUNT")
     parser.add_argument("--seed", type=int, default=os.environ.get("IBNORM_TEST_SEED"))
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 31) if words.seed is None else int(words.seed)
@@ -265,16 +283,16 @@ def main() -> int:
             import ibnorm_hf.studies.compare
             import ibnorm_hf.training.job  # noqa: F401
 
-            made["forked"] = torture(Forked, folder / "forked", words.forked, random.Random(seed), say)
+            made["forked"] = torture(Forked, folder / "forked", words.forked, random.Random(seed), say, words.minutes)
         if words.local:
-            made["local"] = torture(Command, folder / "local", words.local, random.Random(seed), say)
+            made["local"] = torture(Command, folder / "local", words.local, random.Random(seed), say, words.minutes)
         if words.slurm:
             (folder / "node").mkdir()
             with one_node(folder / "node") as environment:
                 os.environ |= environment
-                made["slurm"] = torture(Slurm, folder / "slurm", words.slurm, random.Random(seed), say)
+                made["slurm"] = torture(Slurm, folder / "slurm", words.slurm, random.Random(seed), say, words.minutes)
                 subprocess.run(["scancel", "--name=ibnorm-hf"], check=False)
-    result = {name: {"seed": seed, **tally.as_dict()} for name, tally in made.items()}
+    result = {name: {"seeds": [seed], **tally.as_dict()} for name, tally in made.items()}
     complaints = [line for tally in made.values() for line in tally.complaints]
     for line in complaints:
         print(line, file=sys.stderr)
@@ -282,6 +300,8 @@ def main() -> int:
     if words.json:
         words.json.parent.mkdir(parents=True, exist_ok=True)
         before = json.loads(words.json.read_text()) if words.json.exists() else {}
+        for name, entry in result.items():
+            result[name] = together(before[name], entry) if name in before else entry
         words.json.write_text(json.dumps(stamped(RESULT, before | result), indent=2) + "\n")
     return 1 if complaints else 0
 

@@ -32,11 +32,11 @@ class IBNormLM(HFLM):
     Args:
         pretrained: run folder, model folder, PEFT adapter folder, Hub name, or a model in memory.
         backend: ``causal``; the harness could only guess it for a model type of ours.
-        dtype: ``auto``, the dtype of the checkpoint.
+        dtype: ``auto``, the dtype of the checkpoint; float32 for the base of an adapter that a run trained.
         device: a CUDA device if there is one, else the CPU.
         batch_size: ``auto``: found by trial on a GPU; on a CPU, where running out of memory kills the process, chosen
             so that a batch's logits take at most 1 GiB.
-        kwargs: everything else that HFLM takes.
+        kwargs: everything else that HFLM takes; ``mixed_precision_dtype`` is by default that of the run.
 
     Raises:
         UserError: no such model, no tokenizer, or a tokenizer with ids that the embedding has no rows for.
@@ -55,6 +55,8 @@ class IBNormLM(HFLM):
             target = resolve(pretrained)
             pretrained = target.pretrained
             kwargs = {**{k: v for k, v in target.model_args.items() if k != "pretrained"}, **kwargs}
+            dtype = target.dtype if dtype in (None, "auto") else dtype
+            kwargs.setdefault("mixed_precision_dtype", target.autocast)
             if "gguf_file" not in kwargs:
                 kwargs.setdefault("use_safetensors", True)
         if device is None:

@@ -26,13 +26,17 @@ from ..common.held_out import load_validation_blocks
 from ..common.nats import nats_of_rows
 from ..common.packed import COLUMN, unpack
 from ..common.paths import write_json
-from ..common.run import Run
 from ..pretrained import load_tokenizer
 from .paired import compare_with, standard_error
 from .target import Target, resolve
 from .text_blocks import blocks_of_text
 
-_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES: dict[str, Any] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def evaluate_perplexity(
@@ -109,7 +113,7 @@ def _evaluate(
         raise UserError(f"dtype {options.dtype} is unknown; give one of {', '.join(_DTYPES)}")
     model, data, description = open_model(target, text, blocks, options)
     rank, world = processes()
-    autocast = autocast_of(target.run) if target.run is not None else None
+    autocast = autocast_of(target)
     each = block_nats(model, data, batch_size=options.batch_size, rank=rank, world=world, autocast=autocast)
     if world > 1:
         dist.all_reduce(each)
@@ -209,7 +213,7 @@ def _load(target: Target, dtype: str) -> Any:
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             target.pretrained,
-            dtype=_DTYPES[dtype],
+            dtype=_DTYPES[target.dtype if dtype == "auto" else dtype],
             use_safetensors=True,
             trust_remote_code=False,
             revision=target.revision or "main",
@@ -224,10 +228,9 @@ def _load(target: Target, dtype: str) -> Any:
     return model
 
 
-def autocast_of(run: Path) -> torch.dtype | None:
+def autocast_of(target: Target) -> torch.dtype | None:
     """The mixed precision of the run's own validation."""
-    recipe = Run(run).config
-    return torch.bfloat16 if recipe.get("bf16") else torch.float16 if recipe.get("fp16") else None
+    return _DTYPES[target.autocast] if target.autocast else None
 
 
 def _result(

@@ -25,7 +25,7 @@ from ..common.private_lm_eval import environment_described_once, write_samples
 from . import ifeval
 from .fit import clamp_generation, require_fit
 from .harness_model import IBNormLM
-from .record import Record, documents_sha256
+from .record import OURS, Record, documents_sha256
 from .target import Target
 
 _log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def evaluate_tasks(config: EvaluatorConfig, target: Target, names: Sequence[str]
     lm = _load_model(config)
     loaded = _load_tasks(manager, names)
     record = Record(output, _settings(config, target, lm), target.peft or target.pretrained)
+    record.content[OURS]["precision"] = _precision(lm)
     tasks = loaded["tasks"]
     require_fit(lm, tasks, config)
     for number, (name, task) in enumerate(tasks.items(), 1):
@@ -126,8 +127,16 @@ def _settings(config: EvaluatorConfig, target: Target, lm: IBNormLM) -> dict[str
         "batch_size": str(lm.batch_size),
         "device": str(lm.device).split(":")[0],
         "dtype": str(lm.model.dtype),
+        **({"autocast": mixed} if (mixed := _precision(lm)["autocast"]) else {}),
         "versions": {name: metadata.version(name) for name in names},
     }
+
+
+def _precision(lm: IBNormLM) -> dict[str, str | None]:
+    """What the numbers were computed in: the weights' dtype, and that of a mixed forward pass, as the run's own."""
+    mixed = lm.mixed_precision_dtype
+    name = None if mixed is None else str(mixed).removeprefix("torch.")
+    return {"dtype": str(lm.model.dtype).removeprefix("torch."), "autocast": name}
 
 
 def _evaluate_leaf(

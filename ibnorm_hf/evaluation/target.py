@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..common.base import Base, base_of, base_remark
 from ..common.errors import UserError
-from ..common.run import checkpoints, fingerprint, is_adapter, is_run, require_safetensors, verify_model
+from ..common.run import Run, checkpoints, fingerprint, is_adapter, is_run, require_safetensors, verify_model
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.gguf")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -43,6 +43,17 @@ class Target:
         args = {"pretrained": self.pretrained, "peft": self.peft, "tokenizer": self.tokenizer}
         args["revision"] = self.revision
         return {key: value for key, value in args.items() if value is not None}
+
+    @property
+    def dtype(self) -> str:
+        """In what weights are loaded where nobody says it: as stored, the base of a run's adapter as it was trained."""
+        return "float32" if self.peft is not None and self.run is not None else "auto"
+
+    @property
+    def autocast(self) -> str | None:
+        """The mixed precision that the run was trained and validated in; None without one, and for a foreign model."""
+        recipe = Run(self.run).config if self.run is not None else {}
+        return "bfloat16" if recipe.get("bf16") else "float16" if recipe.get("fp16") else None
 
     def say_of_base(self) -> None:
         """Tell people where a whole model's base is another one now; an adapter's is refused when it is resolved."""

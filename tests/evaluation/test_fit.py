@@ -33,6 +33,7 @@ def test_generation_and_prompts_are_cut_to_what_fits_and_it_is_said(
     assert f"{IFEVAL}: 32 new tokens instead of 1280, to fit 64 positions" in err
     content = results_of(tmp_path)
     ours = content["ibnorm"]
+    assert ours["precision"] == {"dtype": "float32", "autocast": None}
     assert ours["clamped"] == {IFEVAL: {"asked": 1280, "given": 32}}
     assert content["configs"][IFEVAL]["generation_kwargs"]["max_gen_toks"] == 32
     assert content["config"]["gen_kwargs"] is None and content["config"]["limit"] == 1  # as it was asked

@@ -144,6 +144,33 @@ def test_an_adapter_is_applied_to_its_base(adapter: Path, models: Callable) -> N
     assert adapted.batch_size == 64 and str(adapted.device) == "cpu" and adapted.backend == "causal"
 
 
+def test_a_run_is_measured_in_its_own_precision(run: Path, adapter: Path, models: Callable, tmp_path: Path) -> None:
+    from ibnorm_hf.evaluation.harness_model import IBNormLM
+    from ibnorm_hf.evaluation.runner import _precision
+
+    ids = torch.arange(20)[None]
+    plain = IBNormLM(str(run))
+    assert _precision(plain) == {"dtype": "float32", "autocast": None}
+    (run / "config.yaml").write_text("seed: 1\nbf16: true\n")
+    mixed = IBNormLM(str(run))
+    assert _precision(mixed) == {"dtype": "float32", "autocast": "bfloat16"}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wanted = plain.model(ids).logits
+    assert torch.equal(mixed._model_call(ids), wanted) and not torch.equal(plain._model_call(ids), wanted)
+    asked = IBNormLM(str(run), dtype="bfloat16", mixed_precision_dtype=None)
+    assert _precision(asked) == {"dtype": "bfloat16", "autocast": None}
+    # A run trains an adapter on its base in float32, whatever that is stored in.
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(models("ibnorm_llama"), dtype=torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(models("ibnorm_llama")).save_pretrained(half)
+    shutil.rmtree(run / "model")
+    shutil.copytree(adapter, run / "model")
+    path = run / "model" / "adapter_config.json"
+    write_results(path, {**json.loads(path.read_text()), "base_model_name_or_path": str(half)})
+    (run / "config.yaml").write_text("seed: 1\n")
+    assert _precision(IBNormLM(str(run))) == {"dtype": "float32", "autocast": None}
+
+
 def test_an_adapter_without_base_gets_one_line(adapter: Path) -> None:
     path = adapter / "adapter_config.json"
     content = json.loads(path.read_text())

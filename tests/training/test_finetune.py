@@ -241,6 +241,10 @@ def test_an_adapter_run_saves_the_adapter_alone_and_loads_as_what_was_trained(ma
         merged = AutoModelForCausalLM.from_pretrained(export(tmp_path / "run", tmp_path / "export")).eval()
         torch.testing.assert_close(merged(ids).logits, trained, rtol=1e-4, atol=1e-5)
     assert merged.config.norm_lambda == 0.7 and result.validation["step"] == 12
+    # In the run's own precision, whatever the base is stored in.
+    assert main(["eval", str(tmp_path / "run"), "--tasks", "perplexity"]) == 0
+    measured = load(tmp_path / "run" / "eval" / "perplexity.json")
+    assert measured["loss"] == pytest.approx(result.validation["loss"], rel=1e-6) and measured["dtype"] == "float32"
 
 
 def test_an_adapter_is_under_two_percent_of_its_base():

@@ -50,7 +50,7 @@ def measure(
     options = parse_options(words, alone, "calibration")
     model, data, description = open_model(target, None, blocks, options)
     rank, world = processes()
-    mine, size, autocast = range(rank, len(data), world), options.batch_size, autocast_of(target.run)
+    mine, size, autocast = range(rank, len(data), world), options.batch_size, autocast_of(target)
     device = next(model.parameters()).device
     sums = torch.zeros(len(_SUMS) + BINS, dtype=torch.float64, device=device)
     for start in range(0, len(mine), size):

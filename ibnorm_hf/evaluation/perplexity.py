@@ -233,6 +233,12 @@ def autocast_of(target: Target) -> torch.dtype | None:
     return _DTYPES[target.autocast] if target.autocast else None
 
 
+def precision_of(model: Any, autocast: torch.dtype | None) -> dict[str, str | None]:
+    """What numbers were computed in: the weights' dtype, and that of a mixed forward pass."""
+    mixed = None if autocast is None else str(autocast).removeprefix("torch.")
+    return {"dtype": str(model.dtype).removeprefix("torch."), "autocast": mixed}
+
+
 def _result(
     each: torch.Tensor,
     data: Dataset,
@@ -261,8 +267,7 @@ def _result(
         "model": target.peft or target.pretrained,
         "batch_size": options.batch_size,
         "processes": world,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
+        **precision_of(model, autocast),
         "block_nats": nats,
         "block_tokens": counts,
     }

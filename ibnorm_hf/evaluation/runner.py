@@ -25,6 +25,7 @@ from ..common.private_lm_eval import environment_described_once, write_samples
 from . import ifeval
 from .fit import clamp_generation, require_fit
 from .harness_model import IBNormLM
+from .perplexity import precision_of
 from .record import OURS, Record, documents_sha256
 from .target import Target
 
@@ -133,10 +134,7 @@ def _settings(config: EvaluatorConfig, target: Target, lm: IBNormLM) -> dict[str
 
 
 def _precision(lm: IBNormLM) -> dict[str, str | None]:
-    """What the numbers were computed in: the weights' dtype, and that of a mixed forward pass, as the run's own."""
-    mixed = lm.mixed_precision_dtype
-    name = None if mixed is None else str(mixed).removeprefix("torch.")
-    return {"dtype": str(lm.model.dtype).removeprefix("torch."), "autocast": name}
+    return precision_of(lm.model, lm.mixed_precision_dtype)  # type: ignore[arg-type]
 
 
 def _evaluate_leaf(

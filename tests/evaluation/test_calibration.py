@@ -59,6 +59,7 @@ def test_the_command_measures_a_run(trained, command, refused, models, tmp_path)
     assert 0 < found["top1"] < found["top5"] < 1 and "next token: top-1" in out
     assert command("eval", trained, "--tasks", "calibration", "--batch_size", 1, "--output_path", tmp_path)[0] == 0
     again = json.loads((tmp_path / "calibration.json").read_text())
+    assert (again["dtype"], again["autocast"]) == ("float32", None)
     assert all(
         again[name] == pytest.approx(value, rel=1e-5) for name, value in found.items() if isinstance(value, float)
     )

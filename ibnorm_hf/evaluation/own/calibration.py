@@ -21,7 +21,7 @@ from torch import Tensor
 from ...common.errors import UserError
 from ...common.packed import COLUMN, IGNORED, unpack
 from ...common.paths import write_json
-from ..perplexity import autocast_of, open_model, parse_options, processes
+from ..perplexity import autocast_of, open_model, parse_options, precision_of, processes
 from ..target import Target
 
 BINS = 15
@@ -65,7 +65,7 @@ def measure(
         return None
     result = {**_means(sums), "blocks": len(data), "all_blocks": description["blocks"], "bins": BINS}
     result |= {"sha256": description["sha256"], "model_sha256": target.fingerprint(), "processes": world}
-    result["model"] = target.peft or target.pretrained
+    result |= {"model": target.peft or target.pretrained, **precision_of(model, autocast)}
     write_json(output / "calibration.json", result)
     return result
 

@@ -89,11 +89,11 @@ def render() -> str:
     where = norms[0]
     return "\n".join(
         [
-            f"Forward and backward of one layer on {where['device']}, {where['threads']} thread(s), torch",
-            f"{where['torch']}, {where['date']}: medians of interleaved rounds, in multiples of `F.layer_norm`;",
-            "of one thread CPU seconds are counted, because the machine has other work",
+            f"Forward and backward of one layer on {where['device']}, threads: {where['threads']}, torch",
+            f"{where['torch']}, {where['date']}: medians of interleaved rounds, in multiples of `F.layer_norm`; of a",
+            "single thread, CPU seconds are counted, which other work on the machine moves little",
             "(`python recipes/benchmarks/norms.py`; all peers and bytes: `recipes/benchmarks/results/norms-cpu.csv`).",
-            "`-eager` is plain torch, `-compiled` torch.compile of the module.",
+            "`-eager` is plain torch, `-compiled` (where measured) torch.compile of the module.",
             "",
             norm_table(norms),
             "",

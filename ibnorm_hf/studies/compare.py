@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,10 @@ class Comparison:
         data = digest({k: v for k, v in asked.items() if k in _DATA_KEYS})
         if data not in self._data:
             self._data[data] = task.description["fingerprints"]
-        return self.folder / "runs" / f"{run.label}-{run_key(asked, self._data[data], self.code)}"
+        decay = recipe.run.weight_decay if self.study.weight_decays else None
+        # By the rate that it has, whoever gave it: a run of the noise floor may be a claim as well.
+        label = replace(run, rate=(recipe.run.learning_rate, decay)).label
+        return self.folder / "runs" / f"{label}-{run_key(asked, self._data[data], self.code)}"
 
     def make(self, phase: str, runs: list[Run]) -> None:
         """Make those of the runs that are neither done nor diverged; waits for those that others make."""

@@ -223,3 +223,12 @@ def test_a_study_with_a_mistake_is_one_sentence(tmp_path, change, sentence, caps
         read_definition(study)
     assert main(["compare", str(study), "--out", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_of_the_noise_floor_is_the_claim_at_the_same_rate(tmp_path):
+    comparison = open_study(write(tmp_path), tmp_path / "out", Here())
+    floor = noise_floor(comparison.study)[0]
+    own = comparison.recipe(floor)[0].run.learning_rate
+    claim = replace(floor, rate=(own, None), phase="claim")
+    assert floor.label != claim.label and comparison.folder_of(floor) == comparison.folder_of(claim)
+    assert comparison.folder_of(claim) != comparison.folder_of(replace(claim, rate=(2 * own, None)))

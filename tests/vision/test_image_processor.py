@@ -15,6 +15,7 @@ from ibnorm_hf import IBNormImageProcessor
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.evaluation.classification import predict
 from ibnorm_hf.hub.card import write_card
+from ibnorm_hf.hub.convert import convert
 from ibnorm_hf.hub.export import export
 from ibnorm_hf.hub.push import push
 from ibnorm_hf.training import job
@@ -154,3 +155,58 @@ def test_a_damaged_processor_is_one_sentence(run, tmp_path, change, said):
     with pytest.raises(UserError, match=said) as caught:
         export(model, tmp_path / "export")
     assert str(path) in str(caught.value) and not (tmp_path / "export").exists()
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A checkpoint of somebody else's, with the image processor of its own that it was trained behind."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = tmp_path / "foreign"
+    ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(folder)
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+    settings |= {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 2, "rescale_factor": 1 / 255}
+    settings |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_foreign_checkpoint_keeps_its_own_processor(foreign, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (9, 13, 3), dtype=np.uint8))
+    wanted = AutoImageProcessor.from_pretrained(foreign)(picture, return_tensors="pt")["pixel_values"]
+    convert(str(foreign), tmp_path / "converted", norm_type="ibnorm-l")
+    for folder in (
+        tmp_path / "converted",
+        export(foreign, tmp_path / "a"),
+        export(tmp_path / "converted", tmp_path / "b"),
+    ):
+        processor = AutoImageProcessor.from_pretrained(folder)
+        assert type(processor).__name__.startswith("ViTImageProcessor")
+        assert torch.equal(processor(picture, return_tensors="pt")["pixel_values"], wanted)
+        assert not list(folder.glob("image_processing*.py"))
+        assert len(pipeline("image-classification", model=str(folder))(picture)) == 2
+    assert "that of the model it was made from" in (tmp_path / "converted" / "README.md").read_text()
+
+
+def test_code_and_links_in_place_of_a_processor_are_refused(foreign, tmp_path):
+    path = foreign / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    uses = [
+        lambda: export(foreign, tmp_path / "out"),
+        lambda: convert(str(foreign), tmp_path / "out", norm_type="ibnorm-l"),
+    ]
+    own = {"image_processor_type": "Trap", "auto_map": {"AutoImageProcessor": "trap.Trap"}}
+    (foreign / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    path.write_text(json.dumps(settings | own))
+    for use in uses:
+        with pytest.raises(UserError, match="code of its own, which is never run"):
+            use()
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    for use in uses:
+        with pytest.raises(UserError, match="is a link"):
+            use()
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()

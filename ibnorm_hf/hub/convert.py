@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..common.errors import UserError, did_you_mean, one_line
 from ..common.nats import mean_nats
@@ -23,7 +24,7 @@ from ..modeling.report import ReplacementReport
 from ..pretrained import as_registered, load_pretrained, registered_config
 from .card import write_card
 from .licence import copy_files, terms_of
-from .processing import copy_image_processor
+from .processing import image_processor_settings
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def convert(
         raise UserError(f"{target} exists; choose a new folder")
     loaded = load_pretrained(source)
     model = loaded.model
+    pictures = None if loaded.image_processor is None else image_processor_settings(loaded.image_processor)
     ids = _tokens(loaded.tokenizer, text, max_tokens)
     embedding: Any = model.get_input_embeddings()
     if ids is not None and (too_many := beyond(loaded.tokenizer, len(embedding.weight))):
@@ -96,8 +98,8 @@ def convert(
         converted.save_pretrained(target)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(target)
-        if loaded.image_processor is not None:
-            copy_image_processor(loaded.image_processor, target)
+        if pictures is not None:
+            write_json(target / IMAGE_PROCESSOR_NAME, pictures)
         _write_report(conversion, source, target)
         _carry_terms(source, target)
     return conversion

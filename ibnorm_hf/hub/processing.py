@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,31 +54,40 @@ def copy_processing(model: Path, target: Path, config: PreTrainedConfig) -> None
     for name in sorted(names):
         if (model / name).is_file():
             shutil.copyfile(model / name, target / name)
-    if (model / IMAGE_PROCESSOR_NAME).exists():
-        copy_image_processor(require_regular(model / IMAGE_PROCESSOR_NAME, model), target, with_code=True)
+    if os.path.lexists(model / IMAGE_PROCESSOR_NAME):
+        copy_image_processor(require_regular(model / IMAGE_PROCESSOR_NAME, model), target)
 
 
-def copy_image_processor(path: Path, target: Path, *, with_code: bool = False) -> None:
-    """Copy an image processor's settings; ``with_code``: ours, so that it loads where this package is absent.
+def copy_image_processor(path: Path, target: Path) -> None:
+    """Copy an image processor's settings, and of ours the code, so that it loads where this package is absent.
+
+    Raises:
+        UserError: as ``image_processor_settings``.
+    """
+    content = image_processor_settings(path)
+    kind = IBNormImageProcessor.__name__
+    if content.get("image_processor_type") == kind:
+        module = IBNormImageProcessor.__module__.rpartition(".")[2]
+        content["auto_map"] = {"AutoImageProcessor": f"{module}.{kind}"}
+        shutil.copyfile(MODELING / f"{module}.py", target / f"{module}.py")
+    write_json(target / IMAGE_PROCESSOR_NAME, content)
+
+
+def image_processor_settings(path: Path) -> dict[str, Any]:
+    """The settings of an image processor, without a word of code beside it.
 
     Raises:
         UserError: it is damaged, or comes with code of its own, which is neither run nor carried.
     """
     content = read_object(path)
-    kind = content.get("image_processor_type")
-    if kind == IBNormImageProcessor.__name__:
+    if content.get("image_processor_type") == IBNormImageProcessor.__name__:
         require_processor(content, path)
-        if with_code:
-            module = IBNormImageProcessor.__module__.rpartition(".")[2]
-            content["auto_map"] = {"AutoImageProcessor": f"{module}.{kind}"}
-            shutil.copyfile(MODELING / f"{module}.py", target / f"{module}.py")
-        else:
-            content.pop("auto_map", None)
+        content.pop("auto_map", None)
     elif "auto_map" in content:
         raise UserError(
             f"{path} names an image processor with code of its own, which is never run: save one of transformers there"
         )
-    write_json(target / IMAGE_PROCESSOR_NAME, content)
+    return content
 
 
 def require_processor(content: dict[str, Any], path: Path) -> IBNormImageProcessor:

@@ -170,5 +170,6 @@ def _theorem_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for part in ("trained", "swap"):
             if row[part]:
                 parts.append(f"{part} {row[part]['above']}/{row[part]['below']}/{row[part]['undecided']}")
-        lines.append(f"  {row['arm']} against {row['against']}, {row['estimator']}, beta 0.5: {', '.join(parts)}")
+        once = "; one seed: signs only" if row["seeds"] == 1 else ""
+        lines.append(f"  {row['arm']} against {row['against']}, {row['estimator']}, beta 0.5: {', '.join(parts)}{once}")
     return lines

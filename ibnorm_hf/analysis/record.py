@@ -16,13 +16,13 @@ from ..common.run import fingerprint, model_folder
 from ..common.shape import share_beyond, spread
 from ..common.strict_json import read_object
 from ..modeling.create import create_norm
-from ..modeling.recognize import area_of, iter_norms, width_of
+from ..modeling.recognize import area_of, eps_of, iter_norms, width_of
 from ..modeling.sites import site_in
 from .capture import AFTER, BEFORE, Captured, capture, norm_sites
 from .measure import Options, frequent, measure, plane_of
 from .runs import Opened, Source, held_out, is_ibnorm, trained_model
 
-_FORM = 1  # of a record; another one is made anew
+_FORM = 2  # of a record; another one is made anew
 
 
 def record(
@@ -122,15 +122,16 @@ def swapped(inputs: Tensor, host: nn.Module, flags: Mapping[str, Any], number: i
     """What another norm, untrained and without a gain, gives for the captured input (samples, width) of a norm.
 
     Args:
-        host: the norm whose input it is; over a batch, the samples are the batch.
+        host: the norm whose input it is, and whose eps is kept; over a batch, the samples are the batch.
         flags: norm type, lambda and order; of a list of lambdas that of this number.
     """
     width, lam = width_of(host) or inputs.shape[1], flags.get("norm_lambda")
     lam = lam[number] if isinstance(lam, list) else lam
-    area = "token" if area_of(host) == "token" else "batch"
+    area, eps = ("token" if area_of(host) == "token" else "batch"), eps_of(host)
     norm = create_norm(
         str(flags["norm_type"]),
         width,
+        eps=1e-5 if eps is None else eps,
         norm_lambda=lam,
         norm_order=str(flags.get("norm_order") or "compress-first"),
         norm_affine=False,

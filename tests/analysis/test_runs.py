@@ -123,6 +123,8 @@ def test_a_swap_over_a_batch_takes_the_samples_for_the_batch():
     assert (other - out).abs().max() > 0.1
     token = swapped(rows, torch.nn.LayerNorm(8), {"norm_type": "layernorm"}, 0)
     torch.testing.assert_close(token, torch.nn.functional.layer_norm(rows.double(), (8,), eps=1e-5))
+    narrow = swapped(rows / 1e3, torch.nn.LayerNorm(8, eps=1e-7), {"norm_type": "layernorm"}, 0)
+    torch.testing.assert_close(narrow, torch.nn.functional.layer_norm((rows / 1e3).double(), (8,), eps=1e-7))
 
 
 def test_the_command_writes_everything_and_goes_on_where_it_was(analyzed, monkeypatch):

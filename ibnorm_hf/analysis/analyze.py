@@ -46,7 +46,6 @@ def analyze_runs(
     """
     arms, target = gather(list(folders)), Path(out)
     flags = {name: runs[0].flags for name, runs in arms.items()}
-    baseline = next((name for name in arms if is_variance_centric(str(flags[name]["norm_type"]))), next(iter(arms)))
     records: dict[str, list[dict[str, Any]]] = {}
     (target / "runs").mkdir(parents=True, exist_ok=True)
     for name, runs in arms.items():
@@ -55,6 +54,16 @@ def analyze_runs(
             keep = target / "runs" / f"{name.replace(' ', '-')}-seed{opened.seed}.json"
             made = record(opened, flags, source, options, placebo=placebo, keep=keep)
             records.setdefault(name, []).append(made)
+    return tell(records, options, target)
+
+
+def tell(records: Mapping[str, Sequence[Mapping[str, Any]]], options: Options, target: Path) -> list[str]:
+    """Hold the arms of finished records against each other, and write every file; returns the table as lines.
+
+    The baseline is the first arm that only divides by a spread, or else the first.
+    """
+    kinds = {name: str(found[0]["norm_type"]) for name, found in records.items()}
+    baseline = next((name for name, kind in kinds.items() if is_variance_centric(kind)), next(iter(kinds)))
     rows = differences.differences(records, baseline)
     theorem = differences.theorem_1(records)
     write_json(target / "information.json", _whole(records, options, baseline, rows, theorem))
@@ -63,7 +72,7 @@ def analyze_runs(
     _write_theorem(theorem, target / "theorem1.csv")
     table = [*_table(rows, records, baseline), *_theorem_lines(theorem)]
     write_atomic(target / "table.txt", "\n".join(table) + "\n")
-    return [*table, *(str(file) for file in draw(records, target))]
+    return [*table, *(str(file) for file in draw(records, rows, target))]
 
 
 def _whole(

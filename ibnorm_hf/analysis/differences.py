@@ -15,7 +15,7 @@ from .runs import is_ibnorm, is_variance_centric
 Record = Mapping[str, Any]
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 NONE, SWAP, PARTLY, BEYOND, ONE = (
-    "no difference",
+    "no difference seen",
     "a swap alone explains it",
     "a swap explains a part",
     "beyond a swap",

@@ -31,14 +31,19 @@ _SHAPES = (
 )
 
 
-def draw(records: Records, folder: Path) -> list[Path]:
-    """Write figure2a.png, noise.png, shape.png and lambda.png, as far as they were measured; returns the files."""
+def draw(records: Records, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Write figure2a.png, differences.png, noise.png, shape.png and lambda.png, as far as they were measured.
+
+    ``rows`` are those of ``differences``. Returns the files.
+    """
     measured = next(iter(records.values()))[0]["sites"][0]["trained"]
     files = []
     panels = [panel for panel in _INFORMATION if panel[0] in measured]
     if panels:
         title = "Information after each norm. Solid: trained. Dashed: placebo, the same inputs, norm untrained"
         files.append(_by_layer(records, panels, f"{title}\n{_INFINITE}", folder / "figure2a.png"))
+    if rows:
+        files.append(_differences(records, rows, folder / "differences.png"))
     if "channel" in measured:
         files.append(_noise(records, folder / "noise.png"))
     title = "Shape of activations after each norm. Solid: trained. Dashed: placebo, the same inputs, norm untrained"
@@ -151,6 +156,31 @@ def _by_layer(records: Records, panels: Sequence[tuple[str, str, str]], title: s
                 dashed = {**_style(index), "ls": "--", "mfc": "none", "alpha": 0.75}
                 _curve(axes, found, _reader(name, "placebo", arm), dashed, None, _shift(index))
         _placed(axes, records, heading, unit)
+    return _finish(figure, grid.flat[0], records, title, path)
+
+
+def _differences(records: Records, rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Each arm minus the baseline by norm, trained and by the swap alone: what a verdict looks at."""
+    panels = [panel for panel in (*_INFORMATION, *_SHAPES) if any(row["quantity"] == panel[0] for row in rows)]
+    figure = _figure(12, 1.5 + 3.1 * math.ceil(len(panels) / 3))
+    grid = figure.subplots(math.ceil(len(panels) / 3), min(3, len(panels)), squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (name, heading, unit) in zip(grid.flat, panels, strict=False):
+        axes.axhline(0, color="grey", lw=0.8)
+        for index, arm in enumerate(records):
+            mine = [row for row in rows if row["arm"] == arm and row["quantity"] == name]
+            places = [place + _shift(index) for place in range(len(mine))]
+            for part, more in (("trained", {"label": arm}), ("swap", {"ls": "--", "mfc": "none", "alpha": 0.75})):
+                found = [row[part] for row in mine if part in row]
+                if found:
+                    bars = [(p["interval"][1] - p["interval"][0]) / 2 if p["interval"] else 0.0 for p in found]
+                    words: dict[str, Any] = {**_style(index), **more}
+                    axes.errorbar(places, [p["value"] for p in found], bars, lw=1.4, capsize=2, elinewidth=0.8, **words)
+        _placed(axes, records, heading, unit)
+    title = (
+        f"Difference to {rows[0]['baseline']}, paired by seed. Solid: trained. Dashed: placebo, what a swap alone gives"
+    )
     return _finish(figure, grid.flat[0], records, title, path)
 
 

@@ -102,7 +102,7 @@ def test_a_record_is_what_each_part_gives_alone(folders):
     assert site["trained"] == trained
     assert set(trained) == {*QUANTITIES, "channel@0.3", "channel@1"}
     assert trained["ib"]["value"] == trained["usable"]["value"] - 0.5 * trained["channel"]["value"]
-    norm = create_norm("ibnorm-l", 16, norm_lambda=4.0, norm_affine=False, dtype=torch.float64)
+    norm = create_norm("ibnorm-l", 16, eps=1e-6, norm_lambda=4.0, norm_affine=False, dtype=torch.float64)
     alone = measure(norm(inputs.double()), inputs, labels, SHORT, intervals=False)
     assert site["placebo"]["b"] == alone
     assert site["lambda"] == 4 and 0 <= site["share_beyond"] < 1

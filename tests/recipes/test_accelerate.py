@@ -15,6 +15,7 @@ EXPECTED = {
     "single_gpu": ("NO", 1, 1),
     "ddp": ("MULTI_GPU", 8, 1),
     "fsdp2": ("FSDP", 8, 1),
+    "fsdp2_zero2": ("FSDP", 8, 1),
     "deepspeed_zero2": ("DEEPSPEED", 8, 1),
     "deepspeed_zero3": ("DEEPSPEED", 8, 1),
     "multi_node": ("MULTI_GPU", 16, 2),
@@ -38,7 +39,7 @@ def test_accelerate_reads_it(name: str):
     )
     assert config.use_cpu is (name == "cpu")
     assert config.mixed_precision == "no"  # a recipe's bf16 must not be contradicted
-    if name == "fsdp2":
+    if kind == "FSDP":
         assert config.fsdp_config["fsdp_version"] == 2
     if kind == "DEEPSPEED":
         assert config.deepspeed_config["zero_stage"] == int(name[-1])

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job under FSDP2 on CPU: `torchrun --nproc_per_node 2 fsdp_on_cpu.py RECIPE --key value ...`
+"""The main job under FSDP2 on CPU: `torchrun --nproc_per_node 2 fsdp_on_cpu.py LAUNCH RECIPE --key value ...`
 
 accelerate shards a model only where it finds accelerators, and copies it otherwise. Telling it that its CPU
-processes are such makes everything after that its real FSDP2 path, over gloo.
+processes are such makes everything after that its real FSDP2 path, over gloo. LAUNCH is a file of
+recipes/accelerate, whose settings reach the processes as `accelerate launch` hands them over.
 """
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
@@ -22,15 +25,11 @@ def _as_accelerators(self: PartialState, *words: Any, **keys: Any) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.update(
-        ACCELERATE_USE_CPU="true",
-        ACCELERATE_USE_FSDP="true",
-        FSDP_VERSION="2",
-        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
-        FSDP_RESHARD_AFTER_FORWARD="true",
-    )
+    settings = yaml.safe_load(Path(sys.argv[1]).read_text())["fsdp_config"]
+    os.environ.update({name.upper(): str(value) for name, value in settings.items()})
+    os.environ.update(ACCELERATE_USE_CPU="true", ACCELERATE_USE_FSDP="true")
     PartialState.__init__ = _as_accelerators  # type: ignore[method-assign]
 
     from ibnorm_hf.cli import main
 
-    sys.exit(main(["pretrain", *sys.argv[1:]]))
+    sys.exit(main(["pretrain", *sys.argv[2:]]))

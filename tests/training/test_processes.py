@@ -20,7 +20,10 @@ from .conftest import TINY
 ROOT = Path(__file__).parents[2]
 KEYS = ["--global_batch_size", "8", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "3"]
 KEYS += ["--save_steps", "2", "--save_total_limit", "9"]
-PROGRAMS = {"ddp": ROOT / "recipes" / "pretrain.py", "fsdp2": Path(__file__).with_name("fsdp_on_cpu.py")}
+SHARDED = [Path(__file__).with_name("fsdp_on_cpu.py")]  # and how, as a file of recipes/accelerate says
+PROGRAMS = {"ddp": [ROOT / "recipes" / "pretrain.py"]} | {
+    path.stem: [*SHARDED, path] for path in sorted((ROOT / "recipes" / "accelerate").glob("fsdp*.yaml"))
+}
 
 
 def lines(run: Path) -> list[dict]:
@@ -29,7 +32,7 @@ def lines(run: Path) -> list[dict]:
 
 def two_processes(kind: str, recipe: Path, run: Path) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(PROGRAMS[kind]), str(recipe), *KEYS, "--output_dir", str(run)]
+    command += [*map(str, PROGRAMS[kind]), str(recipe), *KEYS, "--output_dir", str(run)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

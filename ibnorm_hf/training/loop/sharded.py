@@ -18,8 +18,19 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def put_in_pieces(model: Any) -> None:
+    """Free whole weights that a forward pass without a backward pass left behind, a validation's.
+
+    Where ``reshard_after_forward`` is false they would be saved as one process's parameters under no known name.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def is_sharded(model: Any) -> bool:

@@ -29,7 +29,7 @@ from .clock import TrainingClock
 from .decay import decay_groups
 from .objective import Objective
 from .order import SampleOrder
-from .sharded import full_optimizer_state, is_sharded, load_full_model, load_full_optimizer
+from .sharded import full_optimizer_state, is_sharded, load_full_model, load_full_optimizer, put_in_pieces
 
 OWN_STATE = "ibnorm_state.json"
 
@@ -230,6 +230,7 @@ class PretrainTrainer(Trainer):
         """Save weights, config and tokenizer in one layout, sharded or not; no pickled arguments."""
         if self.is_fsdp_enabled:
             # Gathers, so every process takes part; a finished run that is only loaded was never sharded.
+            put_in_pieces(self.model)
             weights = self.accelerator.get_state_dict(self.model) if self._is_sharded else None
             if self.args.should_save:
                 self._save(output_dir, state_dict=weights)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import ibnorm_hf
 
 from . import registration  # noqa: F401 (the console script does not register by itself)
 from .common.errors import UserError, one_line
+from .common.online import hub_or_cache, reason
 from .common.run import require_safetensors, verify_model
 from .modeling.configuration_ibnorm import NormFlags
 from .modeling.recognize import iter_norms, norm_name
@@ -54,14 +56,15 @@ def load_pretrained(source: str) -> Pretrained:
     name = (config.architectures or [""])[0]
     cls: Any = getattr(transformers, name, None) or getattr(ibnorm_hf, name, None) or AutoModelForCausalLM
     try:
-        model, info = cls.from_pretrained(
-            where,
-            dtype=torch.float32,
-            output_loading_info=True,
-            use_safetensors=safe,
-            trust_remote_code=False,
-            **options,
-        )
+        with _hub(where):
+            model, info = cls.from_pretrained(
+                where,
+                dtype=torch.float32,
+                output_loading_info=True,
+                use_safetensors=safe,
+                trust_remote_code=False,
+                **options,
+            )
     except Exception as error:  # transformers and safetensors raise whatever their parts raise
         raise _not_loaded(source, error) from None
     if missing := info["missing_keys"]:
@@ -88,7 +91,8 @@ def load_config(source: str) -> PreTrainedConfig:
     if Path(where).is_dir():
         verify_model(Path(where))
     try:
-        return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+        with _hub(where):
+            return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     except Exception as error:  # as above
         raise _not_loaded(source, error) from None
 
@@ -97,7 +101,8 @@ def load_tokenizer(source: str) -> Any:
     """The tokenizer beside a pretrained model; None where there is none."""
     where, options = _locate(source)
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+        with _hub(where):
+            return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -105,7 +110,8 @@ def load_tokenizer(source: str) -> Any:
 def image_processor_file(source: str) -> Path | None:
     """The settings of the image processor beside a pretrained model; None where there is none."""
     try:
-        return Path(str(cached_file(source, IMAGE_PROCESSOR_NAME)))
+        with _hub(source):
+            return Path(str(cached_file(source, IMAGE_PROCESSOR_NAME)))
     except OSError:
         return None
 
@@ -156,6 +162,11 @@ def as_registered(model: PreTrainedModel, config: PreTrainedConfig | None) -> Pr
     return model
 
 
+def _hub(source: str) -> Any:
+    """What is no local path is asked of the Hub, if that answers."""
+    return nullcontext() if Path(source).exists() else hub_or_cache()
+
+
 def _locate(source: str) -> tuple[str, dict[str, Any]]:
     path = Path(source)
     if path.suffix != ".gguf" and (not path.is_dir() or (path / "config.json").exists()):
@@ -173,4 +184,5 @@ def _not_loaded(source: str, error: Exception) -> UserError:
             f"{source} comes with code of its own, which is never run: give a model whose architecture transformers or "
             "ibnorm_hf has, or save it as one"
         )
-    return UserError(f"{source} cannot be loaded: {one_line(error)}")
+    why = one_line(error) if Path(source).exists() else reason(error)
+    return UserError(f"{source} cannot be loaded: {why}")

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from .errors import UserError
+from .online import hub_or_cache
 from .paths import cache_root, digest, write_json
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -40,7 +41,8 @@ def resolve_commit(name: str, revision: str | None) -> str | None:
         return revision
     record = cache_root() / "hub" / f"{digest([name, revision])[:24]}.json"
     try:
-        commit = HfApi().dataset_info(name, revision=revision, timeout=10).sha
+        with hub_or_cache():
+            commit = HfApi().dataset_info(name, revision=revision, timeout=10).sha
     except Exception:  # offline, no network, no such name: opening it says which
         try:
             return str(json.loads(record.read_text(encoding="utf-8"))["commit"])

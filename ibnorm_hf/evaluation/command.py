@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.online import hub_or_cache
 from ..common.private_lm_eval import EVALUATING
 from ..common.strict_json import read_object
 from .offline import check_folder, go_offline, inside, leaderboard_leaves
@@ -109,7 +110,7 @@ def _harness(target: Target, names: list[str], data: Path | None, output: Path, 
     except ImportError as error:
         raise UserError(f"eval needs the harness ({error}); pip install 'ibnorm_hf[eval]'") from None
     config = configure(_absolute(rest), target, names, output)
-    with inside(data):
+    with inside(data), hub_or_cache():
         path = evaluate_tasks(config, target, names, output)
     if path is not None:
         _print_table(path)

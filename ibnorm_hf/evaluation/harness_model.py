@@ -18,6 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from .. import registration  # noqa: F401
 from ..common.errors import UserError
+from ..common.online import reason
 from ..common.vocabulary import beyond
 from .target import resolve
 
@@ -157,5 +158,6 @@ def _check_vocabulary(tokenizer: Any, config: Any, model: Any = None) -> None:
 def _unloadable(what: str, name: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    reason = " ".join(str(error).split())[:200].rstrip(". ")
-    return UserError(f"{what} {name} cannot be loaded ({reason}); give a complete folder or a Hub name that exists")
+    local = Path(name.partition(",")[0]).exists()
+    why = " ".join(str(error).split())[:200].rstrip(". ") if local else reason(error)
+    return UserError(f"{what} {name} cannot be loaded ({why}); give a complete folder or a Hub name that exists")

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..common.errors import UserError
 from ..common.listing import CHECKSUMS, list_files, read_listing, write_listing
+from ..common.online import hub_answers
 from ..common.run import CARD, is_run, model_folder
 from .card import write_card
 from .export import export, made_with
@@ -47,6 +48,11 @@ def require_access(repo_id: str, *, online: bool = True, endpoint: str | None = 
     _check_repo_id(repo_id)
     token = _require_token(get_token())
     if online:
+        if endpoint is None and not hub_answers():
+            raise UserError(
+                f"the Hub ({constants.ENDPOINT}) does not answer, so {repo_id} cannot be published when the run is "
+                "done; leave push_to_hub out, and publish the run later by `ibnorm-hf push`"
+            )
         _asking(HfApi(endpoint=endpoint, token=token, library_name="ibnorm_hf").whoami, repo_id)
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from ...common.errors import UserError
 from ...common.hub_commit import require_commit, resolve_commit
+from ...common.online import hub_or_cache, reason
 from ...modeling.image_processing_ibnorm import fit
 from .folder import FolderImages, read_folder
 
@@ -170,9 +171,10 @@ def load_datasets(
     where: dict[str, Any] = {"cache_dir": str(cache / "datasets")}
     commit = resolve_commit(name, revision)
     try:
-        splits = load_dataset(name, config, revision=commit or revision, **where)
+        with hub_or_cache():
+            splits = load_dataset(name, config, revision=commit or revision, **where)
     except Exception as error:  # the hub, the file system and arrow raise kinds of their own
-        raise UserError(f"image data {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"image data {name} cannot be loaded: {reason(error)}") from None
     for split in (train, validation):
         if split is not None and split not in splits:
             raise UserError(f"image data {name} has no split '{split}', only {', '.join(splits)}")

@@ -63,6 +63,7 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
     path = locate(path)
     asked = read(path, list(arguments or []))
     take_environment(asked)
+    _look_beside(asked, path)
     values = dict(asked.values)
     if not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         # Said for the user, or TrainingArguments would refuse bf16 on a machine that can do it.
@@ -78,6 +79,25 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
     if "output_dir" not in asked.where or run.output_dir is None:
         run.output_dir = f"runs/{_run_name(recipe, asked)}"
     return recipe
+
+
+# Keys that may name a local path, and the words of them that do not.
+_PATHS = {"corpus": ("embedded",), "images": ("digits",), "tokenizer": ("train",), "pretrained": ()}
+
+
+def _look_beside(asked: Asked, recipe: Path) -> None:
+    """Take a relative path of the recipe file from where that lies; from the current folder if nothing is there."""
+    for key, words in _PATHS.items():
+        value = asked.values.get(key)
+        if not isinstance(value, str) or value in words or asked.where.get(key) != str(recipe):
+            continue
+        found = recipe.parent / value
+        model = key in ("tokenizer", "pretrained") and found.is_dir()
+        # A folder of recipes may bear the name of a model of the Hub.
+        if model and not any(found.glob("*.json")) and not any(found.glob("*.gguf")):
+            continue
+        if found.exists() and not (Path(value).exists() and found.samefile(value)):
+            asked.values[key] = str(found)
 
 
 def _build(values: dict[str, Any], asked: Asked) -> tuple[ModelArguments, Any, RunArguments]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ...common.errors import UserError
+from ...common.errors import UserError, one_line
+from ...common.online import hub_or_cache, reason
 from ...common.paths import cache_root, digest
 from ...common.vocabulary import beyond, largest_id
 from ...pretrained import load_tokenizer
@@ -78,10 +80,12 @@ def _loaded(name: str) -> Any:
                 f"tokenizer '{name}' cannot be read from the GGUF file; give a folder, a Hub name or `train`"
             )
         return tokenizer
+    local = Path(name).exists()
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with nullcontext() if local else hub_or_cache():
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # network, missing files, malformed JSON: all end in the same advice
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error, 200) if local else reason(error)
         raise UserError(f"tokenizer '{name}' cannot be loaded: {why}; give a folder, a Hub name or `train`") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ....common.errors import UserError
 from ....common.hub_commit import resolve_commit
+from ....common.online import hub_or_cache, reason
 from ....common.paths import digest
 from ...keys.arguments import DataArguments
 from .base import Piece, Source
@@ -118,14 +119,14 @@ class HubSource(Source):
             except UserError as error:
                 if not place.record:
                     raise
-                reason: BaseException = error
+                why: BaseException = error
             except Exception as error:  # the library and its parts raise dozens of kinds
-                reason = error
+                why = error
             failures += 1
-            if failures > len(_WAITS) or isinstance(reason, _FOR_GOOD):
+            if failures > len(_WAITS) or isinstance(why, _FOR_GOOD):
                 raise UserError(
                     f"corpus '{self.corpus}' broke off after {place.record:,} records: "
-                    f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}; what was read is kept, and the "
+                    f"{type(why).__name__}: {' '.join(str(why).split())[:200]}; what was read is kept, and the "
                     "same command goes on from there",
                     exit_code=1,
                 ) from None
@@ -136,17 +137,17 @@ class HubSource(Source):
 
         data = self.data
         try:
-            stream = load_dataset(
-                self.corpus,
-                data.corpus_config,
-                split=self.split,
-                revision=self.commit or data.corpus_revision,
-                streaming=True,
-            )
+            with hub_or_cache():
+                stream = load_dataset(
+                    self.corpus,
+                    data.corpus_config,
+                    split=self.split,
+                    revision=self.commit or data.corpus_revision,
+                    streaming=True,
+                )
         except Exception as error:  # the library raises many kinds, from network to parsing
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"corpus '{self.corpus}' is neither a local path nor a data set that could be opened: {reason}; "
+                f"corpus '{self.corpus}' is neither a local path nor a data set that could be opened: {reason(error)}; "
                 "check the name, corpus_config, corpus_split and the network"
             ) from None
         if stream.column_names and (missing := self.columns.missing(stream.column_names)):

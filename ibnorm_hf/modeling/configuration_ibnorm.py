@@ -53,6 +53,7 @@ class NormFlags:
     host_gain_offset: ClassVar[float] = 0.0  # 1 where the host's norms write their gain as 1 + w
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop(_FOR_VANILLA, None)
         known = [f.name for f in fields(NormFlags)]
         for key in kwargs:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
@@ -99,7 +100,6 @@ class NormFlags:
         saved = "transformers_version" in config_dict and "norm_embedding_scale" not in config_dict
         if saved and config_dict.get("norm_type") == "dyt":
             config_dict = {**config_dict, "norm_type": "dyt-plain"}
-        config_dict = {key: value for key, value in config_dict.items() if key != _FOR_VANILLA}
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_json_file(self, json_file_path: Any, *args: Any, **kwargs: Any) -> None:

@@ -101,6 +101,7 @@ def test_the_hosts_own_class_refuses_our_checkpoint(head, tmp_path):
         HOSTS[cls].from_pretrained(tmp_path)
     assert "vanilla_host" not in cls.from_pretrained(tmp_path).config.to_dict()
     assert not hasattr(model.config, "vanilla_host")
+    assert config.from_json_file(tmp_path / "config.json").to_dict() == model.config.to_dict()
 
 
 def test_a_reference_model_is_no_vanilla_one(tmp_path):

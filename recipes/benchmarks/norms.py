@@ -185,16 +185,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--shapes", nargs="+", default=["4096x768", "2048x2048", "8192x512"], metavar="ROWSxWIDTH")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--without", nargs="+", default=[], metavar="LAYER", help="leave these rows out")
     parser.add_argument("--no_compile", action="store_true", help="leave the torch.compile rows out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table: list[dict[str, object]] = []
+
+    def made(width: int, compiled: bool) -> dict[str, nn.Module]:
+        return {name: layer for name, layer in layers(width, compiled).items() if name not in arguments.without}
+
     for shape in arguments.shapes:
         rows, width = map(int, shape.split("x"))
         for dtype in arguments.dtypes:
-            part = benchmark(rows, width, getattr(torch, dtype), device, arguments.repeats, not arguments.no_compile)
+            compiled = not arguments.no_compile
+            part = benchmark(rows, width, getattr(torch, dtype), device, arguments.repeats, compiled, made)
             table += part
             for r in part:
                 print(

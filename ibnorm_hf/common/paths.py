@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
 from .secrets import hide
 from .strict_json import dumps
 
@@ -16,6 +17,20 @@ from .strict_json import dumps
 def cache_root() -> Path:
     """``$IBNORM_CACHE`` if set, else ``~/.cache/ibnorm_hf``."""
     return Path(os.environ.get("IBNORM_CACHE") or Path.home() / ".cache" / "ibnorm_hf").expanduser()
+
+
+def require_writable_cache() -> None:
+    """Refuse a cache that cannot be written, before there is anything to write; makes nothing.
+
+    Raises:
+        UserError: the folder, or the nearest one above it that is there, is none or may not be written.
+    """
+    there = root = cache_root()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is no folder" if not there.is_dir() else "may not be written"
+        raise UserError(f"the cache {root} cannot be used: {there} {why}; set IBNORM_CACHE to another folder")
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from ..modeling.compression import get_compression
 from ..modeling.create import get_spec, list_norms
 from ..modeling.specs import STATUSES
 
@@ -20,10 +23,17 @@ class NormFacts:
 
 
 _COMPRESSES = (
-    "Every normalization layer compresses each activation toward the mean of its area by a bounded function g, then "
+    "Every normalization layer compresses each activation toward the mean of its area by {kind}, then "
     "standardizes, then applies the learned affine."
 )
 _OTHER = NormFacts("The normalization of the original architecture, unchanged.", "")
+
+
+def _kind(name: str) -> str:
+    """What may be said of a compression g: that it is bounded, only where it is."""
+    far = torch.tensor([1e9, 1e15], dtype=torch.float64)
+    near, beyond = get_compression(name).g(far).tolist()
+    return "a bounded function g" if beyond - near < 1e-3 else "a function g that has no bound and never expands"
 
 
 def norm_facts(norm_type: str | None) -> NormFacts:
@@ -33,7 +43,7 @@ def norm_facts(norm_type: str | None) -> NormFacts:
     spec = get_spec(norm_type)
     if spec.family == "ibnorm":
         formula = f"lambda g(d / lambda), {spec.formula.partition(', ')[2]}"
-        return NormFacts(_COMPRESSES, spec.citation, formula, spec.confidence)
+        return NormFacts(_COMPRESSES.format(kind=_kind(spec.name)), spec.citation, formula, spec.confidence)
     text = (
         f"A baseline, `{spec.name}`: {spec.meaning or spec.batch_meaning}, `{spec.formula}`, started at {spec.start}. "
         f"{spec.status.capitalize()}: {STATUSES[spec.status]}."

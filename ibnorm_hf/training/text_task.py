@@ -14,7 +14,7 @@ from transformers import set_seed
 from ..common.base import COMMIT, SHA256, base_sha256, changed_base
 from ..common.errors import UserError
 from ..common.packed import COLUMN, unpack
-from ..common.paths import cache_root, write_atomic
+from ..common.paths import cache_root, require_writable_cache, write_atomic
 from ..common.private_transformers import commit_of
 from .folder.failures import told
 from .folder.together import agreed
@@ -78,6 +78,7 @@ class TextTask:
         Raises:
             UserError: it does not fit into memory, and neither ``dry`` nor the key force is set.
         """
+        require_writable_cache()
         plan = make_plan(self.recipe)
         short = shortage(plan, self.recipe)
         if short and not dry and not self.recipe.run.force:

@@ -188,11 +188,14 @@ def _check_enough(work: Packer, data: DataArguments, source: Source) -> None:
         what = f" ({bad['count']} unreadable records, first {', '.join(bad['first'])})" if bad["count"] else ""
         raise UserError(f"corpus '{data.corpus}' holds no text{what}")
     advice = {"training": "lower validation_fraction", "validation": "raise validation_fraction"}
+    whole = work.train.text_tokens + work.validation.text_tokens
     for part, name in ((work.train, "training"), (work.validation, "validation")):
         if not part.shards:
+            # Another share helps only where there is enough for a block on either side.
+            shift = f", {advice[name]}" if whole >= 2 * data.block_size else ""
             raise UserError(
                 f"corpus '{data.corpus}' is too small: its {name} part has {part.pending_tokens} tokens, fewer than "
-                f"one block of {data.block_size}; lower block_size, {advice[name]} or give more text"
+                f"one block of {data.block_size}; lower block_size{shift} or give more text"
             )
 
 

@@ -45,6 +45,7 @@ class Comparison:
         self._recipes: dict[Run, tuple[Any, Any]] = {}
         self._data: dict[str, Any] = {}
         self.audits: list[Audit] = []
+        self._ours: set[Path] = set()
         self.foreign = False  # an ablation may start from another norm than the architecture's own
 
     def run(self) -> dict[str, Any]:
@@ -208,6 +209,7 @@ class Comparison:
                 if str(folder) in jobs:
                     continue
                 if state(folder) in ("done", "diverged"):
+                    self._require_ours(run, folder)
                     tidy(folder, self.study.keep_models)
                 else:
                     jobs[str(folder)] = Job(
@@ -219,6 +221,18 @@ class Comparison:
                 time.sleep(1)
                 continue
             self._round(phase, list(jobs.values()), failed)
+
+    def _require_ours(self, run: Run, folder: Path) -> None:
+        """A folder of that name may hold what somebody put there."""
+        from ..training.keys.identity import differences, identity
+        from ..training.keys.recipe import resolved
+
+        if folder in self._ours:
+            return
+        changed = differences(identity(RunFolder(folder).config), identity(resolved(self.recipe(run)[0])))
+        if changed:
+            raise UserError(f"{folder} holds another run ({'; '.join(changed[:3])}); move it out of the study's folder")
+        self._ours.add(folder)
 
     def _round(self, phase: str, jobs: list[Job], failed: dict[str, int]) -> None:
         from tqdm.auto import tqdm

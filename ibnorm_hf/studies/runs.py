@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import math
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..common.errors import Diverged
+from ..common.errors import Diverged, UserError
 from ..common.paths import digest, write_json
-from ..common.run import Run
+from ..common.run import CONFIG, METRICS, Run
 
 State = Literal["planned", "running", "done", "diverged", "crashed"]
 DIVERGED = "diverged.json"
@@ -60,7 +61,15 @@ def state(folder: Path) -> State:
         return "running"
     if (folder / DIVERGED).is_file():
         return "diverged"
-    return "done" if (folder / "eval" / "validation.json").is_file() else "crashed"
+    return "done" if _is_whole(folder) else "crashed"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether what a report reads of a finished run is there, and can be read."""
+    try:
+        return bool(Run(folder).validation) and all((folder / name).is_file() for name in (CONFIG, METRICS))
+    except UserError:
+        return False
 
 
 def execute(job: Job) -> None:
@@ -83,12 +92,41 @@ def execute(job: Job) -> None:
     words = [*job.words, f"--output_dir={folder}"]
     with _into(folder.with_name(f"{folder.name}.{LOG}")):
         try:
-            pretrain(load_recipe(job.recipe, words))
+            recipe = load_recipe(job.recipe, words)
+            _set_aside(recipe, folder)
+            pretrain(recipe)
         except Diverged as error:
             write_json(folder / DIVERGED, {"reason": str(error)})
         except InUse:
             return  # somebody makes it, or looked at it in this very moment: the study looks again
     tidy(folder, job.keep_model)
+
+
+def _set_aside(recipe: Any, folder: Path) -> None:
+    """Move a run away that cannot go on, since files of it are lost or damaged; nothing of it is deleted.
+
+    Raises:
+        InUse: another process holds the folder.
+    """
+    from ..training.folder.lock import FolderLock
+    from ..training.folder.state import finished_end
+
+    if not folder.is_dir():
+        return
+    lock = FolderLock(folder)
+    lock.acquire()
+    try:
+        lost = (folder / METRICS).is_file() and not (folder / CONFIG).is_file()
+        try:
+            # What is not whole is no end, and it is no beginning either where its weights are gone.
+            lost = lost or (finished_end(recipe, folder) is not None and not _is_whole(folder))
+        except UserError:
+            lost = True
+        if lost:
+            count = sum(1 for _ in folder.parent.glob(f"{glob.escape(folder.name)}.damaged-*")) + 1
+            folder.rename(folder.with_name(f"{folder.name}.damaged-{count}"))
+    finally:
+        lock.release()
 
 
 def tidy(folder: Path, keep_model: bool) -> None:

@@ -135,6 +135,20 @@ class Forked:
         where = text.rpartition("killed at: ")[2].strip() if "killed at: " in text else "by the clock"
         return status, where if status else text
 
+    def two_at_once(self, folder: Path) -> list[str]:
+        """Two of the same command on one folder; returns what was wrong, as against one alone."""
+        out, whole = folder / "both", folder / "alone"
+        self.attempt(whole, None)
+        log = [folder / f"{name}.log" for name in ("first", "second")]
+        sys.stdout.flush()
+        children = []
+        for path in log:
+            children.append(os.fork())
+            if children[-1] == 0:
+                self._run(out, path, path.with_suffix(".count"), None)
+        wrong = [path.read_text()[-800:] for child, path in zip(children, log, strict=True) if os.waitpid(child, 0)[1]]
+        return wrong or ([] if content(out) == content(whole) else ["two at once end in another report"])
+
     def _run(self, out: Path, log: Path, count: Path, fatal: int | None) -> None:
         from ibnorm_hf.studies.compare import open_study
 
@@ -283,7 +297,10 @@ def main() -> int:
             import ibnorm_hf.studies.compare
             import ibnorm_hf.training.job  # noqa: F401
 
+            (folder / "pair").mkdir()
+            wrong = Forked(folder / "pair" / "study", random.Random(seed)).two_at_once(folder / "pair")
             made["forked"] = torture(Forked, folder / "forked", words.forked, random.Random(seed), say, words.minutes)
+            made["forked"].complaints += wrong
         if words.local:
             made["local"] = torture(Command, folder / "local", words.local, random.Random(seed), say, words.minutes)
         if words.slurm:

@@ -104,12 +104,19 @@ def test_the_same_command_runs_nothing_and_writes_the_same_bytes(undisturbed):
     assert {p.name: p.read_bytes() for p in report.iterdir()} == before
 
 
+def snapshot(root):
+    return {p.relative_to(root): (p.read_bytes(), p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
+
+
 def test_an_arm_added_later_leaves_the_runs_of_the_others(undisturbed, tmp_path):
     folder, judged, _, _ = undisturbed
     text = STUDY.replace("claim_seeds", "  t: {norm_type: ibnorm-t}\nclaim_seeds")
     here = Here()
+    before = snapshot(folder / "out" / "runs")
     again = open_study(write(folder, text), folder / "out", here, lambda text: None).run()
     write(folder)
+    after = snapshot(folder / "out" / "runs")
+    assert before and {name: after[name] for name in before} == before  # bytes and times
     assert len(here.made) == 10 and all(name.startswith("t-") for name in here.made)
     assert again["arms"]["l"]["difference"] == judged["arms"]["l"]["difference"]
 

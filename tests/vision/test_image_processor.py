@@ -100,7 +100,7 @@ def test_every_checkpoint_and_the_export_carry_it(run, tmp_path):
     assert torch.equal(again(row, return_tensors="pt")["pixel_values"], run.task.views.evaluate(row[None]))
 
 
-def test_a_picture_of_any_kind():
+def test_a_picture_of_any_kind(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (9, 9, 3), dtype=np.uint8)
     processor = IBNormImageProcessor(size={"height": 9, "width": 9}, crop_size={"height": 5, "width": 7})
     wanted = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
@@ -110,6 +110,11 @@ def test_a_picture_of_any_kind():
         assert torch.equal(processor(same, return_tensors="pt")["pixel_values"], wanted)
     two = processor([Image.fromarray(pixels), Image.new("L", (30, 10))], return_tensors="np")["pixel_values"]
     assert two.shape == (2, 3, 5, 7) and two.dtype == np.float32 and np.array_equal(two[:1], wanted.numpy())
+    turned, exif = Image.fromarray(np.rot90(pixels).copy()), Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side: to be turned by a quarter, clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for upright in (str(tmp_path / "turned.png"), Image.open(tmp_path / "turned.png")):
+        assert torch.equal(processor(upright, return_tensors="pt")["pixel_values"], wanted)
     gray = IBNormImageProcessor(num_channels=1, size={"height": 4, "width": 4})
     flat = np.full((8, 8), 51, np.uint8)
     for picture in (flat, flat[None], Image.fromarray(flat), Image.fromarray(flat).convert("RGB")):

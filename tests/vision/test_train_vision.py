@@ -132,6 +132,8 @@ def test_two_processes_with_joint_statistics_train_as_one(tmp_path):
     one, two = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    processors = [(tmp_path / n / "model" / "preprocessor_config.json").read_text() for n in ("one", "two")]
+    assert processors[0] == processors[1]
     validation = json.loads((tmp_path / "two" / "eval" / "validation.json").read_text())
     assert validation["loss"] == pytest.approx(alone.validation["loss"], rel=1e-4) and validation["images"] == 360
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code: 0 done, 1 failed on the way, 2 asked wrongly, 130 Ctrl-C."""
     from .common.errors import UserError
+    from .training.keys.command import completed
 
-    arguments = _parser().parse_args(argv)
+    arguments = completed(_parser()).parse_args(argv)
     try:
         code = int(arguments.job(arguments))
         sys.stdout.flush()
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .training.keys.command import add_recipe_jobs
+    from .training.keys.command import add_recipe, add_recipe_jobs
 
     parser = argparse.ArgumentParser(
         prog="ibnorm-hf", description="IBNorm in Hugging Face models: train, measure, publish.", allow_abbrev=False
@@ -55,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         # Keys belong to the recipe, not to argparse: everything after the file is passed on untouched.
         job_parser = jobs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        job_parser.add_argument(
-            "recipe", help="YAML file, or the name of one that `ibnorm-hf recipes` lists: llama/tiny"
-        )
+        add_recipe(job_parser)
         job_parser.add_argument("keys", nargs=argparse.REMAINDER, help="--key value ... (see recipes/README.md)")
         job_parser.set_defaults(job=job)
 

@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..common.base import COMMIT, SHA256, base_sha256, changed_base
-from ..common.errors import UserError
+from ..common.errors import UserError, printable
 from ..common.packed import COLUMN, unpack
 from ..common.paths import cache_root, require_writable_cache, write_atomic
 from ..common.private_transformers import commit_of
 from .folder.failures import told
 from .folder.together import agreed
+from .keys.arguments import RunArguments
 from .keys.recipe import Recipe
 from .loop.anneal import AnnealLambda, LambdaPath, plan_lambda
+from .loop.callbacks import trim_log
 from .loop.objective import TextObjective
 from .loop.trainer import PretrainTrainer
 from .memory import shortage
@@ -118,6 +121,8 @@ class TextTask:
             if manifest and manifest.get("base") != trainer.facts["base"]:
                 raise UserError(changed_base(str(recipe.model.pretrained)))
         trainer.anneal = self._annealing(config, trainer, manifest, say)
+        if recipe.run.sample_steps is not None:
+            trainer.add_callback(Samples(trainer, data.tokenizer, recipe.run))
         return trainer
 
     def _base(self, config: Any, manifest: dict[str, Any] | None) -> dict[str, str]:
@@ -192,6 +197,30 @@ class TextTask:
         sample = generate_sample(trainer, self.data.tokenizer, self.recipe.run.sample_prompt, self.recipe.run.seed)
         write_atomic(folder / "eval" / "sample.txt", sample + "\n")
         return sample
+
+
+class Samples(TrainerCallback):
+    """Write what the model says every ``sample_steps`` steps to ``eval/samples.jsonl``; main process only."""
+
+    def __init__(self, trainer: PretrainTrainer, tokenizer: Any, run: RunArguments) -> None:
+        self.trainer, self.tokenizer, self.run = trainer, tokenizer, run
+        self.path = Path(str(run.output_dir)) / "eval" / "samples.jsonl"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            trim_log(self.path, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or state.global_step % int(self.run.sample_steps or 1):
+            return
+        with self.trainer.clock.paused():
+            text = generate_sample(self.trainer, self.tokenizer, self.run.sample_prompt, self.run.seed)
+            model: Any = self.trainer.model
+            model.train()
+            self.path.parent.mkdir(exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": state.global_step, "text": text}) + "\n")
+        print(f"step {state.global_step}  sample: {printable(text)}", flush=True)
 
 
 def generate_sample(trainer: PretrainTrainer, tokenizer: Any, prompt: str, seed: int) -> str:

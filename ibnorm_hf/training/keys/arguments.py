@@ -159,7 +159,8 @@ class RunArguments(TrainingArguments):
     """Everything of TrainingArguments, with the defaults of a pretraining run, plus a few keys of our own."""
 
     free: ClassVar[frozenset[str]] = frozenset(
-        {"resume", "grad_spike_factor", "dry_run", "force", "sample_prompt", "processes", "license", "record_shapes"}
+        {"resume", "grad_spike_factor", "dry_run", "force", "sample_prompt", "sample_steps", "processes", "license"}
+        | {"record_shapes"}
     )
 
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps; exactly this many are taken."})
@@ -190,6 +191,9 @@ class RunArguments(TrainingArguments):
         metadata={"help": "Identifier of the licence that you give the model, e.g. apache-2.0. null: none is claimed."},
     )
     sample_prompt: str = field(default="The", metadata={"help": "Start of the text generated at the end."})
+    sample_steps: int | None = field(
+        default=None, metadata={"help": "Steps between two texts generated while it trains; null: at the end alone."}
+    )
     force: bool = field(
         default=False, metadata={"help": "Try a plan that needs more memory than there is, instead of refusing it."}
     )

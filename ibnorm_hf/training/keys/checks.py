@@ -76,6 +76,11 @@ def check_values(data: Any, run: RunArguments, asked: Asked) -> None:
         ("gradient_accumulation_steps", run.gradient_accumulation_steps > 0, "must be at least 1"),
         ("grad_spike_factor", run.grad_spike_factor is None or run.grad_spike_factor > 1, "must be above 1"),
         ("learning_rate", 0 <= run.learning_rate < float("inf"), "must be a number of at least 0"),
+        (
+            "sample_steps",
+            run.sample_steps is None or (run.sample_steps > 0 and isinstance(data, DataArguments)),
+            "must be at least 1, and is for language models",
+        ),
         ("eval_strategy", run.eval_strategy != "epoch", "must be steps or no: a run has no epochs"),
         ("processes", run.processes in (None, world), f"is {run.processes}, but the launcher started {world}"),
         (

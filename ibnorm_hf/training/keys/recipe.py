@@ -75,6 +75,7 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
     check_start(model, data, repo_id, asked)
     check_values(data, run, asked)
     check_launch(run, str(path))
+    _validate_before(model, data, run, asked)
     recipe = Recipe(_name(path), model, asked.sizes, data, run, frozenset(asked.where), repo_id)
     if "output_dir" not in asked.where or run.output_dir is None:
         run.output_dir = f"runs/{_run_name(recipe, asked)}"
@@ -98,6 +99,15 @@ def _look_beside(asked: Asked, recipe: Path) -> None:
             continue
         if found.exists() and not (Path(value).exists() and found.samefile(value)):
             asked.values[key] = str(found)
+
+
+def _validate_before(model: ModelArguments, data: Any, run: RunArguments, asked: Asked) -> None:
+    """What pretrained weights are worth before the first step is the number that a fine-tune is held against."""
+    scheduler = str(_plain(run.lr_scheduler_type))
+    decides = bound("eval_on_start", type(data), scheduler)
+    validates = str(_plain(run.eval_strategy)) != "no"
+    if model.pretrained is not None and "eval_on_start" not in asked.where and validates and not decides:
+        run.eval_on_start = True
 
 
 def _build(values: dict[str, Any], asked: Asked) -> tuple[ModelArguments, Any, RunArguments]:

@@ -125,13 +125,16 @@ class RunLog(TrainerCallback):
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again."""
+    """Drop the lines after ``step``, and a last half line: what was logged after a checkpoint is trained again.
+
+    At step 0 all go, a validation before the first step as well.
+    """
     if not path.is_file():
         return
     kept = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(text)["step"] <= step:
+            if 0 < step >= json.loads(text)["step"]:
                 kept.append(text)
         except (ValueError, KeyError, TypeError):
             continue

@@ -322,6 +322,7 @@ class PretrainTrainer(Trainer):
             UserError: it cannot be loaded into this run, although its files are what its manifest says.
         """
         self.resumed_from = kept or checkpoint
+        self.args.eval_on_start = False  # that was before step 1
         with _loading(checkpoint):
             self._restore_own_state(checkpoint)
             TrainerState.load_from_json(os.fspath(checkpoint / "trainer_state.json"))

@@ -121,10 +121,11 @@ def assert_initial(model):
 
 MISSING = [(AutoModelForCausalLM, name) for name in list_norms()]
 MISSING += [(auto, name) for auto in (AutoModel, AutoModelForSequenceClassification) for name in ("ibnorm-l", "dyt")]
+# OLMo 2 has no head that classifies.
+MISSING_IN = [(host, auto, name) for host, of in CAUSAL.items() for auto, name in MISSING if auto in of.heads]
 
 
-@pytest.mark.parametrize("auto, name", MISSING, ids=str)
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture, auto, name", MISSING_IN, ids=str)
 def test_missing_norm_weights_take_their_start_values(architecture, auto, name, tmp_path):
     model = make_model(architecture, norm_type=name)
     start = dict(norm_parameters(AutoModelForCausalLM.from_config(model.config)))

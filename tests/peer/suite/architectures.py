@@ -41,6 +41,16 @@ ARCHITECTURES = {
         config_test={"hidden_size": 64},
         at_least=105,
     ),
+    "olmo2": Architecture(
+        config="Olmo2Config",
+        tester="LlamaTester",
+        heads={
+            "MODEL": "Olmo2Model",
+            "MODEL_FOR_CAUSAL_LM": "Olmo2ForCausalLM",
+        },
+        config_test={"hidden_size": 64},
+        at_least=100,
+    ),
     "gpt2": Architecture(
         config="GPT2Config",
         tester="GPT2Tester",

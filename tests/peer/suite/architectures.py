@@ -51,6 +51,26 @@ ARCHITECTURES = {
         config_test={"hidden_size": 64},
         at_least=100,
     ),
+    "gemma3_text": Architecture(
+        config="Gemma3TextConfig",
+        tester="WideHeadTester",
+        heads={
+            "MODEL": "Gemma3TextModel",
+            "MODEL_FOR_CAUSAL_LM": "Gemma3ForCausalLM",
+            "MODEL_FOR_SEQUENCE_CLASSIFICATION": "Gemma3TextForSequenceClassification",
+        },
+        config_test={"hidden_size": 64},
+        at_least=100,
+        not_applicable=dict.fromkeys(
+            (
+                "test_model_rope_scaling_from_config_0_linear",
+                "test_model_rope_scaling_from_config_1_dynamic",
+                "test_model_rope_scaling_from_config_2_yarn",
+                "test_model_rope_scaling_frequencies",
+            ),
+            "Gemma 3 has rotary parameters a kind of layer, which the test does not set",
+        ),
+    ),
     "gpt2": Architecture(
         config="GPT2Config",
         tester="GPT2Tester",

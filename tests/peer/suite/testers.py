@@ -68,6 +68,13 @@ class LlamaTester(TextTester):
         }
 
 
+class WideHeadTester(LlamaTester):
+    """For configs whose heads have a width of their own."""
+
+    def settings(self) -> dict[str, object]:
+        return {**super().settings(), "head_dim": 16}
+
+
 class GPT2Tester(TextTester):
     def settings(self) -> dict[str, object]:
         return {

@@ -81,6 +81,15 @@ def test_a_key_replaces_the_bases_and_a_size_replaces_a_size(tmp_path: Path):
     assert (recipe.run.max_steps, recipe.run.seed, recipe.sizes["hidden_size"]) == (7, 4, 16)
 
 
+def test_a_relative_path_in_a_base_is_taken_from_there(tmp_path: Path, monkeypatch):
+    write(tmp_path / "data" / "own.txt", "words\n")
+    write(tmp_path / "data" / "base.yaml", "model_type: ibnorm_llama\ncorpus: own.txt\n")
+    write(tmp_path / "mine" / "top.yaml", "extends: ../data/base.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    assert Path(load_recipe("mine/top.yaml").data.corpus).resolve() == (tmp_path / "data" / "own.txt").resolve()
+    assert load_recipe("mine/top.yaml", ["--corpus", "own.txt"]).data.corpus == "own.txt"
+
+
 def test_a_mistake_in_a_base_is_named_there(tmp_path: Path):
     base = write(tmp_path / "base.yaml", "learning_rat: 1.0e-3\n")
     top = write(tmp_path / "top.yaml", "extends: base.yaml\n")

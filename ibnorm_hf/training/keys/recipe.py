@@ -63,7 +63,7 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
     path = locate(path)
     asked = read(path, list(arguments or []))
     take_environment(asked)
-    _look_beside(asked, path)
+    _look_beside(asked)
     values = dict(asked.values)
     if not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         # Said for the user, or TrainingArguments would refuse bf16 on a machine that can do it.
@@ -86,13 +86,13 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
 _PATHS = {"corpus": ("embedded",), "images": ("digits",), "tokenizer": ("train",), "pretrained": ()}
 
 
-def _look_beside(asked: Asked, recipe: Path) -> None:
-    """Take a relative path of the recipe file from where that lies; from the current folder if nothing is there."""
+def _look_beside(asked: Asked) -> None:
+    """Take a relative path of a recipe file from where that lies; from the current folder if nothing is there."""
     for key, words in _PATHS.items():
-        value = asked.values.get(key)
-        if not isinstance(value, str) or value in words or asked.where.get(key) != str(recipe):
+        value, file = asked.values.get(key), Path(asked.where.get(key, ""))  # of the recipe or of its base
+        if not isinstance(value, str) or value in words or not file.is_file():
             continue
-        found = recipe.parent / value
+        found = file.parent / value
         model = key in ("tokenizer", "pretrained") and found.is_dir()
         # A folder of recipes may bear the name of a model of the Hub.
         if model and not any(found.glob("*.json")) and not any(found.glob("*.gguf")):

@@ -5,7 +5,9 @@ in ``modeling/private_torch.py``.
 
 from __future__ import annotations
 
-from .private import Parts
+from typing import Any
+
+from .private import Parts, missing
 
 COMPILING = Parts(
     "torch",
@@ -21,3 +23,11 @@ def allow_recompiles(count: int) -> None:
 
     limits.recompile_limit = max(limits.recompile_limit, count)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, count)
+
+
+def storage_of(tensor: Any) -> int:
+    """What tells the memory behind a tensor from any other, on the meta device as well, where none has an address."""
+    found = getattr(tensor.untyped_storage(), "_cdata", None)
+    if found is None:
+        raise missing("torch", ["torch:UntypedStorage._cdata"], COMPILING.seen)
+    return int(found)

@@ -19,6 +19,7 @@ from .batch_norms import BatchAreaNorm
 from .configuration_ibnorm import NormFlags
 from .norms import ScaledLayerNorm, TokenNorm
 from .peft_targets import share_peft_targets
+from .private_transformers import NAME, name_of, set_name
 from .recognize import iter_norms
 from .scope import chosen_norms
 from .wrappers import unwrapped
@@ -111,7 +112,8 @@ def return_identity(identities: Sequence[Identity]) -> None:
         config.__dict__.update((k, v) for k, v in today.items() if k in config.__dict__ and k not in _NAMES)
         _put_config(model, {id(model.config): config})
         model.__class__ = identity.old_class
-        config._name_or_path, model.name_or_path = identity.old_names
+        set_name(config, identity.old_names[0])
+        model.name_or_path = identity.old_names[1]
 
 
 def share_refusal() -> None:
@@ -162,11 +164,11 @@ def _words(config: PreTrainedConfig) -> tuple[Any, ...]:
 
 
 _FLAGS = tuple(f.name for f in fields(NormFlags))
-_NAMES = (*_FLAGS, "norm_replacements", "architectures", "_name_or_path")
+_NAMES = (*_FLAGS, "norm_replacements", "architectures", NAME)
 
 
 def _rename(model: Any, flags: dict[str, Any], swapped: list[str], *, whole: bool) -> Identity:
-    before = type(model), model.config, (model.config._name_or_path, model.name_or_path)
+    before = type(model), model.config, (name_of(model.config), model.name_or_path)
     own: Any = type(model)
     if not issubclass(own, Swapped) or issubclass(own, NoFamilyModel):
         own = FAMILIES.get(_host(own))
@@ -231,7 +233,8 @@ def _become(model: Any, cls: Any) -> None:
     new_of = {key: value for key, value in memo.items() if isinstance(value, PreTrainedConfig)}
     _put_config(model, {**new_of, id(old): new})
     model.__class__ = cls
-    new._name_or_path = model.name_or_path = ""
+    set_name(new, "")
+    model.name_or_path = ""
 
 
 def _put_config(model: nn.Module, new_of: Mapping[int, Any]) -> None:

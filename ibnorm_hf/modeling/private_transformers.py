@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 SEEN = "5.17 to 5.23"
-HOOK, DONE = "_initialize_weights", "_is_hf_initialized"
+HOOK, DONE, NAME = "_initialize_weights", "_is_hf_initialized", "_name_or_path"
 
 
 def require_initialization() -> None:
@@ -37,3 +37,16 @@ def is_initialized(thing: Any) -> bool:
 def mark_initialized(thing: Any) -> None:
     """Have transformers leave a module or parameter as it is."""
     setattr(thing, DONE, True)
+
+
+def name_of(config: Any) -> Any:
+    """Where a config was loaded from, as it keeps it; ImportError where it keeps it under another name."""
+    if NAME not in vars(config):
+        raise _gone(f"PreTrainedConfig.{NAME}")
+    return vars(config)[NAME]
+
+
+def set_name(config: Any, name: Any) -> None:
+    """Have a config say that it was loaded from elsewhere; None stays None, as its public property would not."""
+    name_of(config)
+    setattr(config, NAME, name)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.errors import UserError
+from ...common.private_torch import storage_of
 from ...modeling.batch_norms import BatchAreaNorm
 from ...modeling.sync_norms import IBSyncBatchNorm2d
 from .image_build import ImageFacts
@@ -56,11 +57,11 @@ def _switch_on(model: Any) -> None:
 
 
 def _kept_bytes(model: Any, facts: ImageFacts, images: int) -> int:
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    own = {storage_of(parameter) for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
+        kept[storage_of(tensor)] = tensor
         return tensor
 
     was_training = model.training
@@ -83,7 +84,7 @@ def require_joint_statistics(model: nn.Module, device: str) -> None:
                 "take a norm_type ibnorm-*, which is synchronized everywhere"
             )
         alone = isinstance(module, BatchAreaNorm) and not isinstance(module, IBSyncBatchNorm2d)
-        other = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+        other = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
         if alone or other:
             raise UserError(
                 f"key sync_batch_norm: {name} is computed over each process's own batch and cannot be synchronized; "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.paths import write_json
-from ..common.run import Run
+from ..common.run import Run, model_folder, verify_model
 from .classification import evaluate_images
 from .corruptions import CORRUPTIONS, corrupt
 
@@ -29,7 +29,9 @@ def judge_classifier(folder: Path, model: Any, images: Any, prepare: Any, *, bat
 
         from .. import registration  # noqa: F401
 
-        model = AutoModelForImageClassification.from_pretrained(Run(folder).model)
+        weights = model_folder(folder)
+        verify_model(weights)
+        model = AutoModelForImageClassification.from_pretrained(weights, trust_remote_code=False)
     robustness = evaluate_images(model, images, prepare, batch_size=batch_size)
     write_json(folder / "eval" / "robustness.json", robustness)
     picture = folder / "eval" / "robustness.png"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import ibnorm_hf
 from ibnorm_hf.hub.norm_facts import norm_table
 from ibnorm_hf.modeling.create import list_norms
 
@@ -64,3 +65,10 @@ def test_links_and_files_exist(page):
             assert anchor in names, f"{target}#{anchor}"
     for path in re.findall(r"(?:recipes|tests|ibnorm_hf)/[\w/.]+\.(?:py|yaml|md)", text):
         assert (ROOT / path).exists() or Path(path).stem == "X", path  # X stands for any
+
+
+def test_every_family_is_named():
+    norms = (ROOT / "recipes" / "NORMS.md").read_text()
+    for family in ibnorm_hf.FAMILIES:
+        assert f"`ibnorm_{family}`" in norms, family
+        assert re.search(rf"host's: [\w, ]*\b{family}\b", README.replace("\n", " ")), family

@@ -41,6 +41,32 @@ ARCHITECTURES = {
         config_test={"hidden_size": 64},
         at_least=105,
     ),
+    "mistral": Architecture(
+        config="MistralConfig",
+        tester="LlamaTester",
+        heads={
+            "MODEL": "MistralModel",
+            "MODEL_FOR_CAUSAL_LM": "MistralForCausalLM",
+            "MODEL_FOR_SEQUENCE_CLASSIFICATION": "MistralForSequenceClassification",
+            "MODEL_FOR_TOKEN_CLASSIFICATION": "MistralForTokenClassification",
+            "MODEL_FOR_QUESTION_ANSWERING": "MistralForQuestionAnswering",
+        },
+        config_test={"hidden_size": 64},
+        at_least=105,
+    ),
+    "qwen3": Architecture(
+        config="Qwen3Config",
+        tester="WideHeadTester",
+        heads={
+            "MODEL": "Qwen3Model",
+            "MODEL_FOR_CAUSAL_LM": "Qwen3ForCausalLM",
+            "MODEL_FOR_SEQUENCE_CLASSIFICATION": "Qwen3ForSequenceClassification",
+            "MODEL_FOR_TOKEN_CLASSIFICATION": "Qwen3ForTokenClassification",
+            "MODEL_FOR_QUESTION_ANSWERING": "Qwen3ForQuestionAnswering",
+        },
+        config_test={"hidden_size": 64},
+        at_least=105,
+    ),
     "olmo2": Architecture(
         config="Olmo2Config",
         tester="LlamaTester",

@@ -4,10 +4,12 @@
 import os
 import random
 import sys
+from typing import Any
 
 import pytest
 
 SEED = "IBNORM_TEST_SEED"
+PEER = pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -27,10 +29,20 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {os.environ[SEED]} (the same again: {SEED}={os.environ[SEED]} pytest ...)"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Of pytest-xdist: a worker has ended; the one that ran the peer suite sends what became of it."""
+    output = getattr(node, "workeroutput", None) or {}
+    node.config.stash.setdefault(PEER, []).extend(output.get("peer", []))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """`-q` prints no header; a failure must name the seed anyhow."""
     if terminalreporter.stats.get("failed"):
         terminalreporter.write_line(f"seed: {SEED}={os.environ[SEED]}")
+    if getattr(terminalreporter.config.option, "numprocesses", None):
+        for line in terminalreporter.config.stash.get(PEER, []) or ["peer suite NOT run: not selected"]:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

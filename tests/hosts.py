@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 from ibnorm_hf import registration
 from ibnorm_hf.modeling.recognize import family_of, iter_norms
+from ibnorm_hf.training.keys.files import read_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # A config takes what it has a field for.
@@ -68,10 +68,11 @@ IMAGES = {name: host for name, host in HOSTS.items() if AutoModelForImageClassif
 def recipes(hosts: dict[str, Host]) -> list[str]:
     """The shipped recipes that pretrain one of these hosts, as ``llama/tiny``."""
     types = {host.model_type for host in hosts.values()}
+    folders = {name.removeprefix("ibnorm_") for name in types}  # recipes/base holds what others extend
     return sorted(
         path.relative_to(RECIPES).with_suffix("").as_posix()
         for path in RECIPES.glob("*/*.yaml")
-        if yaml.safe_load(path.read_text(encoding="utf-8")).get("model_type") in types
+        if path.parent.name in folders and read_recipe(path)[0].get("model_type") in types
     )
 
 

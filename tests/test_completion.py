@@ -7,6 +7,7 @@ import pytest
 
 from ibnorm_hf.cli import _parser
 
+ROOT = Path(__file__).parents[1]
 argcomplete = pytest.importorskip("argcomplete", reason="the extra `completion` is not installed")
 
 
@@ -21,4 +22,5 @@ def test_jobs_options_and_recipes_are_proposed(tmp_path: Path, monkeypatch):
     assert proposed("pre") == {"pretrain", "prepare"}
     assert proposed("card", "--for") == {"--force"}
     assert {"llama/tiny", "llama/1b", "llama.yaml"} <= proposed("pretrain", "lla")
-    assert proposed("recipes", "copy", "accelerate/fs") == {"accelerate/fsdp2"}
+    sharded = {f"accelerate/{path.stem}" for path in (ROOT / "recipes" / "accelerate").glob("fs*.yaml")}
+    assert proposed("recipes", "copy", "accelerate/fs") == sharded

@@ -18,10 +18,14 @@ def test_every_command_of_the_readme_runs(
 ) -> None:
     blocks = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 7
     names = {"RUN": trained, "OTHER": models("ibnorm_llama"), "DIR": place.data, "scores.png": tmp_path / "s.png"}
+    names |= {"MODEL": models("llama"), "FILE": Path(__file__).parents[2] / "LICENSE"}
     short = ("--limit", "1", "--gen_kwargs", "max_gen_toks=4", "--output_path", tmp_path / "out")
     for program, job, *words in lines:
+        if "--text" in words:
+            words += ["--output_path", tmp_path / words[0]]
+            names["RESULT.json"] = next((tmp_path / "MODEL").glob("perplexity-*.json"), None)
         words = [names.get(word, word) for word in words]
         if job == "eval" and "leaderboard" in words:  # quickly, and without a network
             words += [*short, *(() if "--data" in words else ("--data", place.data))]

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 # Not for this process: they run inside the unpacked source distribution.
@@ -30,16 +28,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output["peer"] = list(session.config.stash.get(VERDICT, []))
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Of pytest-xdist: a worker has ended; only one of them ran the suite."""
-    output = getattr(node, "workeroutput", None) or {}
-    node.config.stash[VERDICT].extend(output.get("peer", []))
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is None or config.option.collectonly or hasattr(config, "workerinput"):
-        return
+    if terminal is None or config.option.collectonly or getattr(config.option, "numprocesses", None):
+        return  # under pytest-xdist the process that prints has not run the suite: see the conftest of tests
     for line in config.stash.get(VERDICT, []) or ["peer suite NOT run: not selected"]:
         terminal.write_line(line)

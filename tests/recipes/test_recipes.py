@@ -76,7 +76,7 @@ def test_norm_type_does_not_change_the_parameter_count(name: str):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_key_is_commented_and_the_header_gives_the_command(name: str):
     text = (ROOT / f"{name}.yaml").read_text()
-    header = text.split("\n\nmodel_type")[0]
+    header = re.split(r"^\w+:", text, maxsplit=1, flags=re.MULTILINE)[0]
     assert f"accelerate launch recipes/pretrain.py recipes/{name}.yaml" in header
     assert "Expected: " in header and "not measured" not in header
     for line in text.splitlines():

@@ -85,9 +85,10 @@ class Tally:
         return {**vars(self), "where": dict(sorted(self.where.items()))}
 
 
-def write_study(folder: Path, text: str) -> Path:
+def write_study(folder: Path, text: str, base: str = BASE) -> Path:
+    """A study's file beside the recipe that it starts from."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "base.yaml").write_text(BASE)
+    (folder / "base.yaml").write_text(base)
     (folder / "study.yaml").write_text(text)
     return folder / "study.yaml"
 

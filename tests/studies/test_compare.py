@@ -18,6 +18,8 @@ from ibnorm_hf.studies.executors import Local
 from ibnorm_hf.studies.plan import as_words, noise_floor, overrides, tuning
 from ibnorm_hf.studies.runs import execute, state
 
+from .kills import write_study
+
 ROOT = Path(__file__).resolve().parents[2]
 BASE = f"""
 model_type: ibnorm_llama
@@ -63,10 +65,7 @@ class Here:
 
 
 def write(folder, text=STUDY, base=BASE):
-    folder.mkdir(exist_ok=True)
-    (folder / "base.yaml").write_text(base)
-    (folder / "study.yaml").write_text(text)
-    return folder / "study.yaml"
+    return write_study(folder, text, base)
 
 
 @pytest.fixture(scope="module")

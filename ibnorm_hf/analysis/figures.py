@@ -187,7 +187,8 @@ def _differences(records: Records, rows: Sequence[Mapping[str, Any]], path: Path
 def _noise(records: Records, path: Path) -> Path:
     sites = next(iter(records.values()))[0]["sites"]
     chosen = sorted({0, len(sites) // 2, len(sites) - 1})
-    noises = [float(name[8:]) for name in sites[0]["trained"] if name.startswith("channel@")]
+    # A file of results has its names in the order of letters, "10" before "3".
+    noises = sorted(float(name[8:]) for name in sites[0]["trained"] if name.startswith("channel@"))
     figure = _figure(4 * len(chosen), 4.6)
     grid = figure.subplots(1, len(chosen), squeeze=False)[0]
     for axes, place in zip(grid, chosen, strict=True):

@@ -17,7 +17,8 @@ from ibnorm_hf.training.keys.recipe import Recipe, load_recipe, resolved
 
 ROOT = Path(__file__).parents[2] / "recipes"
 TRAINED = [name for name in shipped() if name.split("/")[0] not in ("accelerate", "base", "studies")]
-# What each recipe said when it stood alone in its file; a recipe that is changed on purpose changes its line.
+# What each recipe said when it stood alone in its file; a recipe that is changed on purpose changes its line. A recipe
+# that was written on a base has none.
 SAID = json.loads((Path(__file__).parent / "resolved.json").read_text())
 
 
@@ -37,13 +38,13 @@ def beyond_defaults(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", SAID)
 def test_with_its_base_a_recipe_says_what_it_said_alone(name: str):
     assert beyond_defaults(load_recipe(name)) == SAID[name]
 
 
-def test_every_recipe_is_held_to_what_it_says():
-    assert set(SAID) == set(TRAINED)
+def test_every_recipe_has_a_base():
+    assert set(SAID) <= set(TRAINED)
     assert all(files.EXTENDS in files.read_yaml(shipped()[name]) for name in TRAINED)
 
 

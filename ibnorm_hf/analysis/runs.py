@@ -16,6 +16,7 @@ from ..common.held_out import load_validation_blocks
 from ..common.packed import COLUMN, unpack
 from ..common.run import Run, adapter_config, is_adapter, is_run, model_config, model_folder
 from ..modeling.create import get_spec
+from ..modeling.specs import SPECS
 from ..pretrained import load_pretrained
 from .capture import Batch, image_batch, text_batch
 
@@ -155,7 +156,7 @@ def held_out(opened: Opened, source: Source, *, samples: int, seed: int) -> Iter
 
 def is_variance_centric(norm_type: str) -> bool:
     """Whether a norm only divides by a spread: those that Theorem 1 holds IBNorm against."""
-    return norm_type in ("layernorm", "rmsnorm", "rmsnorm-1p", "batchnorm")
+    return norm_type in SPECS and SPECS[norm_type].standardizes
 
 
 def is_ibnorm(norm_type: str) -> bool:

@@ -281,6 +281,7 @@ register_norm(
         formula="w (x - mean(x)) / sqrt(var(x) + eps) + b, over N, H and W of a channel",
         status="as published",
         start="w 1, b 0",
+        standardizes=True,
         citation="""@inproceedings{ioffe2015batch,
   title     = {Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift},
   author    = {Sergey Ioffe and Christian Szegedy},

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers import initialization as init
 
 from .batch_functional import at_least_float32
@@ -18,12 +19,14 @@ from .specs import NormSpec, register_norm
 # Width of a language model -> DyT's first alpha before attention, and elsewhere (arXiv:2503.10622; 4096, 5120 and 8192
 # are LLaMA 7B, 13B, and 34B and above). A width in between takes the next larger entry.
 _ALPHA = {1024: (1.0, 1.0), 2048: (1.0, 0.5), 4096: (0.8, 0.2), 5120: (0.6, 0.15), 8192: (0.2, 0.05)}
-_LANGUAGE = ("llama", "gpt2", "mistral", "qwen3", "gemma3_text", "olmo2")
 
 
 def alpha_at(site: Site) -> Mapping[str, Any]:
-    """DyT's first alpha where a norm stands: by width and place in a language model, 0.5 anywhere else."""
-    if site.host not in _LANGUAGE:
+    """DyT's first alpha where a norm stands: by width and place in a language model, 0.5 anywhere else.
+
+    Language models are those that transformers can build for causal language modeling.
+    """
+    if site.host not in CONFIG_MAPPING or CONFIG_MAPPING[site.host] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return {"alpha": 0.5}
     entry = next((width for width in _ALPHA if site.width <= width), max(_ALPHA))
     return {"alpha": _ALPHA[entry][site.kind != "attention"]}
@@ -219,6 +222,7 @@ register_norm(
         formula="(1 + w) x / sqrt(mean(x^2) + eps)",
         status="as published",
         start="w 0",
+        standardizes=True,
         citation="""@article{gemma2024,
   title   = {Gemma: Open Models Based on Gemini Research and Technology},
   author  = {Gemma Team},

@@ -45,6 +45,7 @@ class NormSpec:
         decayed: parameters that weight decay touches; all others of a norm never decay.
         start_at: (where the norm stands) -> arguments of the class, for norms whose start values are published by site.
         embedding_scale: hosts (model types) whose embeddings are published with a learned factor beside this norm.
+        standardizes: it divides by a spread, centred or not, and does no more: what Theorem 1 holds IBNorm against.
     """
 
     name: str
@@ -62,6 +63,7 @@ class NormSpec:
     decayed: tuple[str, ...] = ()
     start_at: Callable[[Site], Mapping[str, Any]] | None = None
     embedding_scale: tuple[str, ...] = ()
+    standardizes: bool = False
 
     def __post_init__(self) -> None:
         assert self.status in STATUSES and set(self.classes) <= set(AREAS), self.name

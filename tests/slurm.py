@@ -75,6 +75,7 @@ PartitionName=all Nodes=ALL Default=YES State=UP
         _wait_until_idle(environment)
         yield environment
     finally:
+        _end_jobs(environment)
         for path in (folder / "slurmd.pid", folder / "slurmctld.pid", folder / "munge" / "munge.pid"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(path.read_text()), signal.SIGTERM)
@@ -99,11 +100,25 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+def _ask(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+
+
 def _wait_until_idle(environment: dict[str, str]) -> None:
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        told = subprocess.run(["sinfo", "-h", "-o", "%T"], env=os.environ | environment, capture_output=True, text=True)
+        told = _ask(environment, "sinfo", "-h", "-o", "%T")
         if told.stdout.strip() == "idle":
             return
         time.sleep(0.2)
     raise RuntimeError(f"Slurm did not become idle: {told.stdout} {told.stderr}")
+
+
+def _end_jobs(environment: dict[str, str]) -> None:
+    """Cancel what is queued or runs, and see it end: a step whose daemon is gone waits for it for ever."""
+    with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+        end = time.monotonic() + 60
+        while time.monotonic() < end and _ask(environment, "squeue", "-h", "-o", "%A").stdout.strip():
+            _ask(environment, "scancel", "--user=root", "--full", "--signal=KILL")
+            _ask(environment, "scancel", "--user=root")
+            time.sleep(0.5)

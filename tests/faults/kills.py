@@ -22,15 +22,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recipes.benchmarks.stamp import stamped
+
+from .tally import Tally
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 RECIPE = f"""
@@ -104,22 +104,6 @@ class Points:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@dataclass
-class Tally:
-    """What was tried and what came of it."""
-
-    seed: int
-    tried: int = 0
-    lost: int = 0
-    in_a_row: int = 0
-    where: Counter[str] = field(default_factory=Counter)
-    complaints: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        survived = self.tried - self.lost
-        return {**vars(self), "where": dict(sorted(self.where.items())), "survived": survived}
-
-
 def attempt(
     folder: Path, keys: list[str], *, fatal: int | None = None, after: float | None = None
 ) -> tuple[int, str, int]:
@@ -167,7 +151,7 @@ def torture(count: int, seed: int, say: Callable[[str], None] = print) -> Tally:
     from .compare import unlike
 
     chance = random.Random(seed)
-    tally = Tally(seed)
+    tally = Tally()
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         folder = Path(name)
         os.environ.setdefault("IBNORM_CACHE", str(folder / "cache"))
@@ -182,12 +166,11 @@ def torture(count: int, seed: int, say: Callable[[str], None] = print) -> Tally:
             if status:
                 raise RuntimeError(f"the uninterrupted run failed:\n{text}")
             references[scenario] = (keys, whole, time.monotonic() - begin, points)
-        series = 0
         while tally.tried < count:
-            scenario = list(SCENARIOS)[series % len(SCENARIOS)]
+            scenario = list(SCENARIOS)[tally.series % len(SCENARIOS)]
             keys, whole, seconds, points = references[scenario]
-            series += 1
-            run = folder / f"run{series}"
+            tally.series += 1
+            run = folder / f"run{tally.series}"
             kills = 0
             finished = False
             for _ in range(min(chance.randint(2, 4), count - tally.tried)):
@@ -209,12 +192,8 @@ def torture(count: int, seed: int, say: Callable[[str], None] = print) -> Tally:
                     tally.complaints.append(f"{scenario}: checkpoint {before} was lost")
             status, text, _ = (0, "", 0) if finished else attempt(run, keys)
             wrong = [f"it failed: {text[-800:]}"] if status else unlike(whole, run)
-            tally.tried += kills
-            tally.in_a_row = max(tally.in_a_row, kills)
-            if wrong:
-                tally.lost += kills
-                tally.complaints.append(f"{scenario}, series {series}: {'; '.join(wrong)}")
-            else:
+            tally.ended(kills, f"{scenario}, series {tally.series}: {'; '.join(wrong)}" if wrong else "")
+            if not wrong:
                 shutil.rmtree(run)
             say(f"{tally.tried}/{count} kills, lost {tally.lost}  ({scenario}: {kills} in a row)")
     return tally
@@ -237,7 +216,7 @@ def main() -> int:
 
     begin = time.monotonic()
     tally = torture(words.count, seed, lambda text: print(text, flush=True))
-    content = {**tally.as_dict(), "seconds": round(time.monotonic() - begin)}
+    content = {"seed": seed, **tally.as_dict("runs"), "seconds": round(time.monotonic() - begin)}
     for line in tally.complaints:
         print(line, file=sys.stderr)
     print(json.dumps({key: value for key, value in content.items() if key != "complaints"}))

@@ -27,7 +27,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ import torch
 from recipes.benchmarks.stamp import stamped
 
 from ..faults.kills import Points
+from ..faults.tally import Tally
 from ..slurm import one_node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,20 +69,6 @@ arms:
 claim_seeds: [1, 2]
 """
 GRID = "grid: {learning_rate: [1.0e-2, 3.0e-2]}\ntuning_seeds: [101]\n"  # two more phases
-
-
-@dataclass
-class Tally:
-    """What was tried and what came of it; ``where`` counts the kills by what was killed, and at which call."""
-
-    tried: int = 0
-    studies: int = 0
-    in_a_row: int = 0
-    where: Counter[str] = field(default_factory=Counter)
-    complaints: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "where": dict(sorted(self.where.items()))}
 
 
 def write_study(folder: Path, text: str, base: str = BASE) -> Path:
@@ -235,8 +221,8 @@ def torture(
         raise RuntimeError(f"the undisturbed study failed:\n{text}")
     seconds, wanted = time.monotonic() - begin, content(folder / "whole")
     while tally.tried < count and time.monotonic() - begin < 60 * minutes:
-        out, kills = folder / f"out{tally.studies}", 0
-        tally.studies += 1
+        out, kills = folder / f"out{tally.series}", 0
+        tally.series += 1
         for _ in range(min(chance.randint(2, 5), count - tally.tried)):
             status, text = way.attempt(out, seconds)
             if status == 0:
@@ -246,19 +232,22 @@ def torture(
             if "Error" in text or "error" in text:
                 tally.complaints.append(text[-800:])
         status, text = way.attempt(out, None)
-        tally.tried += kills
-        tally.in_a_row = max(tally.in_a_row, kills)
-        if status:
-            tally.complaints.append(f"it failed: {text[-800:]}")
-        elif content(out) != wanted:
-            differing = [name for name, value in content(out).items() if wanted.get(name) != value]
-            tally.complaints.append(f"{out.name} differs in {differing or 'what is missing'}")
-        elif left := [str(path) for path in out.rglob("*") if path.name.startswith("checkpoint-")]:
-            tally.complaints.append(f"{out.name} keeps {left[0]}")
-        else:
+        wrong = f"it failed: {text[-800:]}" if status else unlike(out, wanted)
+        tally.ended(kills, wrong)
+        if not wrong:
             shutil.rmtree(out)
-        say(f"{kind.__name__.lower()}: {tally.tried}/{count} kills in {tally.studies} studies, {kills} in a row")
+        say(f"{kind.__name__.lower()}: {tally.tried}/{count} kills in {tally.series} studies, {kills} in a row")
     return tally
+
+
+def unlike(out: Path, wanted: dict[str, bytes]) -> str:
+    """What is wrong with a finished study, as against the report of one left alone; empty where nothing is."""
+    found = content(out)
+    if found != wanted:
+        differing = [name for name, value in found.items() if wanted.get(name) != value]
+        return f"{out.name} differs in {differing or 'what is missing'}"
+    kept = [str(path) for path in out.rglob("*") if path.name.startswith("checkpoint-")]
+    return f"{out.name} keeps {kept[0]}" if kept else ""
 
 
 def together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -270,6 +259,8 @@ def together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     if set(first["seeds"]) & set(second["seeds"]):
         raise ValueError(f"seed {second['seeds'][0]} is in the result already; give another one")
     summed = {key: first[key] + second[key] for key in ("seeds", "tried", "studies", "complaints")}
+    summed["lost"] = first.get("lost", 0) + second["lost"]
+    summed["survived"] = summed["tried"] - summed["lost"]
     where = Counter(first["where"]) + Counter(second["where"])
     return summed | {"in_a_row": max(first["in_a_row"], second["in_a_row"]), "where": dict(sorted(where.items()))}
 
@@ -309,8 +300,7 @@ def main() -> int:
             with one_node(folder / "node") as environment:
                 os.environ |= environment
                 made["slurm"] = torture(Slurm, folder / "slurm", words.slurm, random.Random(seed), say, words.minutes)
-                subprocess.run(["scancel", "--name=ibnorm-hf"], check=False)
-    result = {name: {"seeds": [seed], **tally.as_dict()} for name, tally in made.items()}
+    result = {name: {"seeds": [seed], **tally.as_dict("studies")} for name, tally in made.items()}
     complaints = [line for tally in made.values() for line in tally.complaints]
     for line in complaints:
         print(line, file=sys.stderr)

@@ -2,6 +2,9 @@
 """A study under a real Slurm: the report is that of this machine's own processes, byte for byte."""
 
 import os
+import random
+import subprocess
+import time
 
 import pytest
 
@@ -27,3 +30,23 @@ def test_a_study_under_slurm_ends_in_the_same_report(tmp_path, monkeypatch):
     for path in (tmp_path / "here" / "report").iterdir():
         if path.name != "timing.json":
             assert (tmp_path / "there" / "report" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.faults
+def test_no_job_outlives_the_node(tmp_path):
+    require_slurm()
+    mark = f"sleep {random.SystemRandom().randrange(10**8, 10**9)}"
+
+    def alive():
+        return [line for line in subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines() if mark in line]
+
+    (tmp_path / "job.sh").write_text(f"#!/bin/sh\nsrun {mark}\n")
+    with one_node(tmp_path) as environment:
+        words = ["sbatch", "--output=/dev/null", str(tmp_path / "job.sh")]
+        for _ in range(2):
+            subprocess.run(words, env=os.environ | environment, check=True, capture_output=True)
+        end = time.monotonic() + 60
+        while not any("srun" not in line for line in alive()) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert any("srun" not in line for line in alive()), "no job started"
+    assert not alive()

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One seed for whatever a session draws at random; it is printed first, and taken back from ``IBNORM_TEST_SEED``."""
+"""One seed for whatever a session draws at random, and the last words on the peer suite.
+
+The seed is printed first, and taken back from ``IBNORM_TEST_SEED``. What became of the peer suite is printed last,
+above all when it was not run.
+"""
 
 import os
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +19,7 @@ PEER = pytest.StashKey[list[str]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[PEER] = []
     # The environment hands it to subprocesses and to workers of the same session.
     seed = os.environ.setdefault(SEED, str(random.SystemRandom().randrange(1 << 31)))
     if getattr(config.option, "hypothesis_seed", None) is None:
@@ -33,16 +39,35 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_testnodedown(node: Any) -> None:
     """Of pytest-xdist: a worker has ended; the one that ran the peer suite sends what became of it."""
     output = getattr(node, "workeroutput", None) or {}
-    node.config.stash.setdefault(PEER, []).extend(output.get("peer", []))
+    node.config.stash[PEER].extend(output.get("peer", []))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In such a worker: send it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peer"] = session.config.stash[PEER]
+
+
+@pytest.fixture(scope="session")
+def verdict(pytestconfig: pytest.Config) -> list[str]:
+    """Lines on the peer suite, to print when the session has ended."""
+    return pytestconfig.stash[PEER]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None or config.option.collectonly or hasattr(config, "workerinput"):
+        return
+    suite = Path(__file__).parent / "peer"
+    asked = any(suite.is_relative_to(Path(word.partition("::")[0]).resolve()) for word in config.args)
+    for line in config.stash[PEER] or ["peer suite NOT run: not selected"] * asked:
+        terminal.write_line(line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """`-q` prints no header; a failure must name the seed anyhow."""
     if terminalreporter.stats.get("failed"):
         terminalreporter.write_line(f"seed: {SEED}={os.environ[SEED]}")
-    if getattr(terminalreporter.config.option, "numprocesses", None):
-        for line in terminalreporter.config.stash.get(PEER, []) or ["peer suite NOT run: not selected"]:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

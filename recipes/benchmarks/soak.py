@@ -146,12 +146,23 @@ def main() -> int:
         state["whole"] = whole.result()
         keep()
     found = unlike(given.folder / "whole", given.folder / "pieces") if state["whole"]["exit_code"] == 0 else ["no run"]
+    result = judged(state, found, given.minutes)
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    content = stamped("recipes/benchmarks/results/soak.json", result)
+    given.json.write_text(json.dumps(content, indent=2) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "whole"}, indent=2))
+    print(json.dumps(result["whole"]["memory"]))
+    return 0 if not found else 1
+
+
+def judged(state: dict[str, Any], found: list[str], minutes: float) -> dict[str, Any]:
+    """What the file says of the runs; ``found`` is in what the pieces differ from the whole."""
     # The first minute is imports, compilation of the kernel and allocation.
-    result = {
-        "command": f"python recipes/benchmarks/soak.py --minutes {given.minutes:g}",
+    return {
+        "command": f"python recipes/benchmarks/soak.py --minutes {minutes:g}",
         "recipe": "recipes/llama/tiny.yaml",
         "cpu_cores": os.cpu_count(),
-        "steps": steps,
+        "steps": state["steps"],
         "whole": {
             "minutes": round(state["whole"]["seconds"] / 60, 1),
             "memory": slope(state["whole"]["samples"], 60),
@@ -170,12 +181,6 @@ def main() -> int:
         "differences": found,
         "equal_bit_for_bit": not found,
     }
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    content = stamped("recipes/benchmarks/results/soak.json", result)
-    given.json.write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "whole"}, indent=2))
-    print(json.dumps(result["whole"]["memory"]))
-    return 0 if not found else 1
 
 
 if __name__ == "__main__":

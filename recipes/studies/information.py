@@ -53,7 +53,11 @@ def write_recipes(out: Path) -> None:
 
 
 def main() -> int:
-    """Train what is not finished; a run that fails is named and left out."""
+    """Train what is not finished; a run that fails is named and left out.
+
+    It goes on by ``pretrain`` itself and not by the executors of ``ibnorm-hf compare``: those keep the log of a run
+    beside its folder, where a pattern of runs for ``analyze`` would find it, and drop the checkpoints of a base.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--max_steps", help="other than the recipe's, to try this out")

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "ibnorm_hf"
+LAUNCHED = ROOT.parent / "recipes"
 # What each room may import beside itself and the two modules at the top that know how to load models.
 MAY = {
     "common": set(),
@@ -27,6 +28,12 @@ ONE_THING = {
 @cache
 def files():
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+@cache
+def launched():
+    """What users launch, beside the package."""
+    return {path.relative_to(LAUNCHED.parent).as_posix(): path for path in sorted(LAUNCHED.rglob("*.py"))}
 
 
 def imports(name, path):
@@ -96,13 +103,13 @@ def test_every_room_is_known():
 
 
 def test_no_file_is_over_long():
-    long = {name: count for name, path in files().items() if (count := len(path.read_text().splitlines())) > MOST_LINES}
-    assert not long, long
+    lengths = {name: len(path.read_text().splitlines()) for name, path in {**files(), **launched()}.items()}
+    assert not (long := {name: count for name, count in lengths.items() if count > MOST_LINES}), long
 
 
 def functions():
     """(name of file and function, lines, those of its docstring too) of every function."""
-    for name, path in files().items():
+    for name, path in {**files(), **launched()}.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 yield f"{name}.{node.name}", node.end_lineno - node.lineno + 1

@@ -3,7 +3,8 @@
 
 A change that is not meant to be numerical must leave them as they are. To write them anew:
 
-    python -m tests.convergence.golden --write
+    python -m tests.convergence.golden --write            # all of them
+    python -m tests.convergence.golden --write qwen3-tiny  # that of a new family
 """
 
 import argparse
@@ -18,9 +19,11 @@ import torch
 from ibnorm_hf.training.job import pretrain
 from ibnorm_hf.training.keys.recipe import load_recipe
 
+from ..hosts import CAUSAL, recipes
+
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "golden"
-RECIPES = {"llama-tiny": "recipes/llama/tiny.yaml", "gpt2-tiny": "recipes/gpt2/tiny.yaml"}
+RECIPES = {name.replace("/", "-"): f"recipes/{name}.yaml" for name in recipes(CAUSAL) if name.endswith("/tiny")}
 STEPS = 20
 
 
@@ -58,10 +61,10 @@ def measure(name: str, folder: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", required=True, help="replace the golden files")
-    parser.parse_args()
+    parser.add_argument("--write", nargs="*", required=True, metavar="NAME", help="replace these, or all golden files")
+    names = parser.parse_args().write
     FOLDER.mkdir(exist_ok=True)
-    for name in RECIPES:
+    for name in names or RECIPES:
         with tempfile.TemporaryDirectory() as folder:
             content = measure(name, Path(folder))
         (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")

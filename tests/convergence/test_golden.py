@@ -12,7 +12,9 @@ from .golden import FOLDER, RECIPES, STEPS, measure
 @pytest.mark.parametrize("name", RECIPES)
 def test_losses_are_golden(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
-    golden = json.loads((FOLDER / f"{name}.json").read_text())
+    written = FOLDER / f"{name}.json"
+    assert written.is_file(), f"write it by: python -m tests.convergence.golden --write {name}"
+    golden = json.loads(written.read_text())
     measured = measure(name, tmp_path)
     assert len(measured["losses"]) == STEPS
     for step, (now, then) in enumerate(zip(measured["losses"], golden["losses"], strict=True), start=1):

@@ -12,8 +12,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    GPT2Config,
-    LlamaConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -26,13 +24,10 @@ from ibnorm_hf.modeling.configuration_ibnorm import NormFlags
 from ibnorm_hf.modeling.recognize import iter_norms, norm_name
 
 from ..foreign import FOREIGN
+from ..hosts import CAUSAL
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES),
-    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=99, bos_token_id=1, eos_token_id=2),
-    FOREIGN: CONFIG_MAPPING[FOREIGN](**SIZES, num_key_value_heads=2),
-}
+CONFIGS = {name: host.vanilla(**host.sizes()) for name, host in CAUSAL.items()}
+CONFIGS[FOREIGN] = CONFIG_MAPPING[FOREIGN](**CAUSAL["llama"].sizes(head_dim=None))
 IDS = torch.arange(3, 23).view(2, 10)
 
 
@@ -58,10 +53,10 @@ def text(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("kind, host", [("llama", "rmsnorm"), ("gpt2", "layernorm")])
-def test_the_hosts_own_norm_keeps_logits_and_nll(tmp_path, text, kind, host):
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_the_hosts_own_norm_keeps_logits_and_nll(tmp_path, text, kind):
     vanilla = make_vanilla(tmp_path / "vanilla", kind)
-    done = convert(str(tmp_path / "vanilla"), tmp_path / "out", norm_type=host, text=text)
+    done = convert(str(tmp_path / "vanilla"), tmp_path / "out", norm_type=CAUSAL[kind].norm, text=text)
     assert done.before == done.after and done.tokens == 199
     assert "the norms compute what they computed before" in done.lines()
     with torch.no_grad():

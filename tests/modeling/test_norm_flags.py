@@ -10,21 +10,24 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from ibnorm_hf import replace_norms, restore_norms
+from ibnorm_hf import list_norms, replace_norms, restore_norms
 from ibnorm_hf.modeling.recognize import iter_norms, norm_name
 from ibnorm_hf.modeling.scaled_embedding import ScaledEmbedding
+from ibnorm_hf.modeling.specs import SPECS
 from ibnorm_hf.pretrained import registered_config
+
+from ..hosts import CAUSAL
 
 SMALL = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = SMALL | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-GPT2 = SMALL | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 IDS = torch.arange(20).view(2, 10)
 
 
-def make(kind="ibnorm_llama", **flags):
-    sizes = LLAMA if kind == "ibnorm_llama" else GPT2
+def make(kind="llama", **flags):
+    host = CAUSAL[kind]
+    sizes = LLAMA if kind == "llama" else host.sizes()
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **flags)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(host.model_type, **sizes, **flags)).eval()
 
 
 def without(folder, word):
@@ -35,7 +38,7 @@ def without(folder, word):
     return len(tensors) - len(kept)
 
 
-@pytest.mark.parametrize("name", ["dyt", "derf"])
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if "llama" in spec.embedding_scale])
 def test_llama_gets_dyt_and_derf_as_published(name, tmp_path):
     model = make(norm_type=name)
     assert model.config.norm_embedding_scale is True
@@ -78,7 +81,8 @@ def test_the_first_norm_of_llama_sees_more_than_its_tiny_embeddings():
 
 
 def test_other_hosts_and_the_plain_swap_keep_their_embeddings():
-    assert make("ibnorm_gpt2", norm_type="dyt").config.norm_embedding_scale is False
+    for kind in CAUSAL.keys() - {"llama"}:
+        assert make(kind, norm_type="dyt").config.norm_embedding_scale is False
     plain = make(norm_type="dyt-plain")
     assert plain.config.norm_embedding_scale is False and not isinstance(plain.get_input_embeddings(), ScaledEmbedding)
     assert {m[0].alpha.item() for _, m in iter_norms(plain)} == {0.5}
@@ -100,16 +104,23 @@ def test_dyt_saved_before_embeddings_could_be_scaled_computes_what_it_did(tmp_pa
     assert torch.equal(again.eval()(IDS).logits, old(IDS).logits)
 
 
-@pytest.mark.parametrize("name", ["ibnorm-l", "layernorm", "rmsnorm", "dyt-plain"])
-@pytest.mark.parametrize("kind", ["ibnorm_llama", "ibnorm_gpt2"])  # of one kind of site each
+# Norms that the second layer has in front of attention and of the MLP; OLMo 2 norms what they give.
+IN_FRONT = {"olmo2": 0}
+
+
+@pytest.mark.parametrize(
+    "kind, name", sorted({(kind, "ibnorm-l") for kind in CAUSAL} | {("llama", name) for name in list_norms()})
+)
 def test_depth_scale_in_front_of_attention_and_mlp(kind, name, tmp_path):
     model = make(kind, norm_type=name, norm_depth_scale="sqrt")
-    scales = [getattr(m[0], "output_scale", 1.0) for _, m in iter_norms(model)]
-    assert scales == pytest.approx([1, 1, 0.5**0.5, 0.5**0.5, 1])
+    scales = {path: getattr(m[0], "output_scale", 1.0) for path, m in iter_norms(model)}
+    scaled = {path: scale for path, scale in scales.items() if scale != 1}
+    assert len(scaled) == IN_FRONT.get(kind, 2) and all(".1." in path for path in scaled), scales
+    assert list(scaled.values()) == pytest.approx([0.5**0.5] * len(scaled))
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(IDS).logits, model(IDS).logits)
-    assert not torch.equal(make(kind, norm_type=name)(IDS).logits, model(IDS).logits)
+    assert torch.equal(make(kind, norm_type=name)(IDS).logits, model(IDS).logits) == (not scaled)
 
 
 def test_a_scaled_norm_stays_scaled_when_it_is_swapped():

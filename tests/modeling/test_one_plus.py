@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen3Ne
 
 from ibnorm_hf import IBNormLlamaForCausalLM, replace_norms, restore_norms
 from ibnorm_hf.modeling.recognize import family_of, iter_norms, norm_name
+from ibnorm_hf.modeling.specs import SPECS
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
 SIZES |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -76,7 +77,14 @@ def test_a_gain_in_bfloat16_is_rounded_once():
     assert not torch.equal(model.model.norm.weight, weight)
 
 
-@pytest.mark.parametrize("name", ["rmsnorm-1p", "gatednorm"])
+ONE_PLUS = [name for name, spec in SPECS.items() if getattr(spec.classes.get("token"), "gain_offset", 0) == 1]
+
+
+def test_there_are_norms_that_write_their_gain_as_1_plus_w():
+    assert {"rmsnorm-1p", "gatednorm"} <= set(ONE_PLUS)
+
+
+@pytest.mark.parametrize("name", ONE_PLUS)
 def test_weights_of_a_host_are_not_read_as_what_they_are_not(name, tmp_path):
     AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).save_pretrained(tmp_path / "vanilla")
     with pytest.raises(ValueError, match=rf"holds a llama, whose norms write their gain as w and {name} as 1 \+ w"):

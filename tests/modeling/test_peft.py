@@ -10,17 +10,16 @@ import torch
 from peft import AutoPeftModelForCausalLM, IA3Config, LNTuningConfig, LoraConfig, OSFConfig, get_peft_model
 from peft.utils import constants
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, GPT2Config, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
+from transformers.pytorch_utils import Conv1D
 
 from ibnorm_hf import IBNorm, IBNormLlamaConfig, IBNormLlamaForCausalLM, assert_norms, replace_norms, restore_norms
 from ibnorm_hf.modeling.lambdas import set_norm_lambda
 from ibnorm_hf.modeling.recognize import iter_norms
 
+from ..hosts import CAUSAL, HOSTS
+
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
-NORMS = {
-    "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
-    "gpt2": ["ln_1", "ln_2", "ln_f"],
-}
 PATHS = ["layers.0.input_layernorm", "layers.0.post_attention_layernorm"]
 PATHS = [f"model.{path}" for path in (*PATHS, *(p.replace("0", "1") for p in PATHS), "norm")]
 IDS = torch.arange(12).view(2, 6)
@@ -28,9 +27,13 @@ IDS = torch.arange(12).view(2, 6)
 
 def vanilla(kind):
     """A model whose every parameter has a value that no initialization gives."""
-    config = LlamaConfig(**LLAMA) if kind == "llama" else GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=99)
     torch.manual_seed(0)
-    return shaken(AutoModelForCausalLM.from_config(config).eval())
+    return shaken(AutoModelForCausalLM.from_config(HOSTS[kind].vanilla(**HOSTS[kind].sizes())).eval())
+
+
+def names_of_norms(model):
+    """The last parts of the paths of its norms, as PEFT names modules."""
+    return sorted({path.rpartition(".")[2] for path, _ in iter_norms(model)})
 
 
 def shaken(model, size=0.2):
@@ -43,12 +46,11 @@ def shaken(model, size=0.2):
 
 def wrapped(model, method):
     """Under PEFT, with the weights of the adapter moved away from those it started at."""
-    norms = NORMS[model.config.model_type.removeprefix("ibnorm_")]
-    config = LNTuningConfig(target_modules=norms)
+    config = LNTuningConfig(target_modules=names_of_norms(model))
     if method == "lora":
-        gpt2 = "gpt2" in model.config.model_type
+        transposed = any(isinstance(module, Conv1D) for module in model.modules())
         config = LoraConfig(
-            target_modules=["c_attn"] if gpt2 else ["q_proj", "v_proj"], modules_to_save=norms, fan_in_fan_out=gpt2
+            target_modules="all-linear", modules_to_save=names_of_norms(model), fan_in_fan_out=transposed
         )
     torch.manual_seed(1)
     model = get_peft_model(model, config).eval()
@@ -61,10 +63,7 @@ def wrapped(model, method):
 
 
 def image_classifier(kind):
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes |= {"image_size": 8, "patch_size": 4}
-    if kind.endswith("resnet"):
-        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    sizes = HOSTS[kind.removeprefix("ibnorm_")].sizes()
     torch.manual_seed(0)
     return AutoModelForImageClassification.from_config(AutoConfig.for_model(kind, **sizes)).eval()
 
@@ -94,9 +93,16 @@ def logits_and_gradients(model):
 
 
 @pytest.mark.parametrize("config", [LoraConfig, LNTuningConfig, IA3Config, OSFConfig])
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", CAUSAL)
 def test_default_modules_are_the_hosts(kind, config):
-    assert list(trained(get_peft_model(ours(kind), config()))) == list(trained(get_peft_model(vanilla(kind), config())))
+    def found(model):
+        try:
+            return list(trained(get_peft_model(model, config())))
+        except ValueError as error:  # PEFT has no default for every host and method
+            return str(error)
+
+    hosts = found(vanilla(kind))
+    assert found(ours(kind)) == hosts and (kind not in ("llama", "gpt2") or isinstance(hosts, list))
 
 
 @pytest.mark.parametrize(
@@ -144,17 +150,18 @@ def test_gpt2s_transposed_weights_are_recognised():
 
 @pytest.mark.parametrize("norm_type, norm_bias", [("ibnorm-t", None), ("dyt", True), ("gatednorm", None)])
 @pytest.mark.parametrize("method", ["lora", "ln"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", CAUSAL)
 def test_wrap_then_replace_is_replace_then_wrap(kind, method, norm_type, norm_bias):
     options = {"norm_bias": norm_bias}
-    if norm_type.startswith("ibnorm"):
-        options |= {"norm_lambda": [0.5, 1, 2, 3, 4]}
     first, second = vanilla(kind), vanilla(kind)
+    count = len(list(iter_norms(first)))
+    if norm_type.startswith("ibnorm"):
+        options |= {"norm_lambda": [0.5 + number for number in range(count)]}
     replace_norms(first, norm_type, **options)
     created = {name for name, _ in first.named_parameters()} - {name for name, _ in second.named_parameters()}
     first, second = wrapped(first, method), wrapped(second, method)
     report = replace_norms(second, norm_type, **options)
-    assert len(report) == 5 and "5 norms are now" in str(report)
+    assert len(report) == count >= 5 and f"{count} norms are now" in str(report)
     for (name, there), here in zip(second.named_parameters(), first.parameters(), strict=True):
         assert there.shape == here.shape and there.requires_grad == here.requires_grad, name
     assert bool(created) == (norm_type in ("dyt", "gatednorm"))
@@ -254,7 +261,7 @@ def test_trained_saved_loaded_and_merged(method, tmp_path):
     base = shaken(IBNormLlamaForCausalLM(IBNormLlamaConfig(**sizes, norm_lambda=2.5)).eval(), 0.01)
     base.save_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    config = LoraConfig(modules_to_save=NORMS["llama"]) if method == "lora" else LNTuningConfig()
+    config = LoraConfig(modules_to_save=names_of_norms(model)) if method == "lora" else LNTuningConfig()
     config.task_type = "CAUSAL_LM"
     model = get_peft_model(model, config)
     starts = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -19,6 +19,7 @@ from ibnorm_hf import (
     IBBatchNorm2d,
     IBNorm,
     assert_norms,
+    create_norm,
     list_norms,
     register_compression,
     replace_norms,
@@ -144,35 +145,36 @@ def drop_norms(folder):
     save_file(kept, path, metadata={"format": "pt"})
 
 
-def assert_initial(model):
-    found = 0
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        if "norm" in name:
-            found += 1
-            last = name.rpartition(".")[2]
-            one = last.endswith("_var") or last in ("weight", "running_exponent")
-            expected = 0.5 if last == "alpha" else 1.0 if one else 0.0
-            assert torch.equal(t, torch.full_like(t, expected)), name
-    assert found
+def in_norms(model):
+    return {n: t for n, t in model.state_dict().items() if "norm" in n}
 
 
 AFFINE = ({}, {"norm_bias": False}, {"norm_affine": False})
-MISSING = [("vit", AutoModelForImageClassification, n, {}) for n in ("ibnorm-l", "normalnorm", "layernorm", "dyt")]
-MISSING += [
-    ("resnet", auto, n, flags)
-    for auto in (AutoModelForImageClassification, AutoBackbone)
-    for n in ("ibnorm-l", "normalnorm", "layernorm", "rmsnorm", "dyt", "batchnorm")
+MISSING = [
+    (architecture, auto, name, flags)
+    for architecture, host in IMAGES.items()
+    for auto in host.heads
+    for name in list_norms(host.area)
     for flags in AFFINE
-    if n not in ("layernorm", "rmsnorm") or flags != {"norm_affine": False}  # which leaves nothing to load
+    if create_norm(name, 8, area=host.area, **flags).state_dict()  # else there is nothing to load
 ]
 
 
 @pytest.mark.parametrize("architecture, auto, name, flags", MISSING, ids=str)
 def test_missing_norms_start_right(architecture, auto, name, flags, tmp_path):
     model = make_model(architecture, auto, norm_type=name, **flags)
+    start = in_norms(auto.from_config(model.config))
+    moved = in_norms(model)
+    assert start.keys() == moved.keys() and not any(
+        torch.equal(moved[n], t) for n, t in start.items() if t.is_floating_point()
+    )
     model.save_pretrained(tmp_path)
     drop_norms(tmp_path)
-    assert_initial(type(model).from_pretrained(tmp_path))
+    for n, t in in_norms(type(model).from_pretrained(tmp_path)).items():
+        if n.endswith(".down"):
+            assert 0.01 < t.std() < 0.03  # noise, anew
+        else:
+            assert torch.equal(t, start[n]), n
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

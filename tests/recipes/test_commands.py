@@ -10,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ibnorm_hf.cli import main
 
+from ..hosts import HOSTS
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
@@ -52,7 +54,7 @@ def model(tmp_path_factory):
 def test_there_are_commands_of_every_kind():
     launched = {words[0] for _, words in COMMANDS}
     own = {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").glob("*/*.yaml")}
-    wanted = {name for name in own if name.split("/")[1] in ("llama", "gpt2", "vit", "resnet", "finetune")}
+    wanted = {name for name in own if name.split("/")[1] in {*HOSTS, "finetune"}}
     assert wanted <= launched, wanted - launched
     assert {job for job, _ in COMMANDS} == {"pretrain", "finetune"}
 

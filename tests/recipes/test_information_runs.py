@@ -55,6 +55,6 @@ def test_finished_runs_are_left_alone_and_a_failed_one_is_named(tmp_path, monkey
     assert study.main() == 130, "a stopped run stops the script"
 
 
-@pytest.mark.parametrize("host", ["llama", "gpt2"])
+@pytest.mark.parametrize("host", study.HOSTS)
 def test_the_hosts_recipes_are_there(host):
     assert (study.RECIPES / host / "tiny.yaml").is_file()

@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from ..common.errors import UserError
 from ..common.paths import digest
 from ..common.private_datasets import fingerprint_of
 from .images.images import ImageData
 from .keys.recipe import Recipe
-from .loop.decay import decay_groups
 from .loop.objective import ImageObjective
 from .loop.trainer import PretrainTrainer
-from .memory import shortage
+from .memory import fitting
 from .model.image_build import (
     ImageFacts,
     Views,
@@ -31,7 +28,7 @@ from .model.image_build import (
 )
 from .model.trained_part import take_trained_part, trained_counts
 from .model.trial import require_joint_statistics, try_step
-from .plan import _classes, size_text, trained_lines
+from .plan import Plan, plan_of, spread
 
 
 class ImageTask:
@@ -83,11 +80,8 @@ class ImageTask:
             UserError: it does not fit into memory, and neither ``dry`` nor the key force is set.
         """
         plan = make_image_plan(self.recipe, planned_facts(self.arguments) if dry else self.facts)
-        short = shortage(plan, self.recipe)
-        if short and not dry and not self.recipe.run.force:
-            raise UserError(f"{short}; --force tries it all the same")
         remarks = [] if dry else [f"images: {remark}" for remark in self.data.remarks]
-        return [*plan.lines, *([f"memory: {short}"] if short else []), *remarks]
+        return [*fitting(plan, self.recipe, dry=dry), *remarks]
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -153,52 +147,26 @@ class ImageTask:
         return ""
 
 
-@dataclass(frozen=True)
-class ImagePlan:
-    """Bytes of a run on images, estimates for fp32 weights on one process, and its lines to print."""
-
-    bytes_state: int
-    bytes_activations: int
-    processes: int
-    lines: list[str]
-    lower: str = "image_size"  # beside the micro-batch
-
-
-def image_plan(recipe: Recipe, facts: ImageFacts) -> list[str]:
-    """The lines of a plan worked out on the meta device: model, steps, bytes, decay groups."""
-    return make_image_plan(recipe, facts).lines
-
-
-def make_image_plan(recipe: Recipe, facts: ImageFacts) -> ImagePlan:
+def make_image_plan(recipe: Recipe, facts: ImageFacts) -> Plan:
     """Build and try the model on the meta device.
 
     Raises:
         UserError: it cannot be built, or not be trained as the recipe says.
     """
     config = build_image_config(recipe, facts)
-    run, joint = recipe.run, _joint(recipe)
+    run, asked, joint = recipe.run, arguments_of(recipe), _joint(recipe)
     model = take_trained_part(build_image_model(config, device="meta"), recipe.model)
-    trained, count = trained_counts(model)
     if joint:
         require_joint_statistics(build_image_model(config, device="meta", sync=True), run.device.type)
-    batch = int(run.global_batch_size or 0)
-    groups = decay_groups(model)
-    optimizer = str(getattr(run.optim, "value", run.optim))
-    state = 4 * (count + (3 if "adam" in optimizer else 2) * trained)
-    norm = getattr(config, "norm_type", "its own norms")
-    kept = try_step(model, facts, run, joint=joint)
-    lines = [
-        f"model: {config.model_type}, {norm}, {count:,} parameters, {facts.classes:,} classes",
-        *trained_lines(trained, count),
-        f"images: {facts.channels} x {facts.height} x {facts.width} from {arguments_of(recipe).images}, "
-        f"{arguments_of(recipe).augmentation}",
-        f"steps: {run.max_steps:,} of {batch:,} images = {run.max_steps * batch:,} in all "
-        f"({max(1, run.world_size)} processes x {run.gradient_accumulation_steps} micro-batches)",
-        f"bytes: {size_text(state)} weights, gradients and optimizer + about {size_text(kept)} activations a process",
-        f"decay: {len(groups.decay)} tensors: {_classes(groups.decay_classes)}",
-        f"no decay: {len(groups.no_decay)} tensors: {_classes(groups.no_decay_classes)}",
+    batch, count = int(run.global_batch_size or 0), trained_counts(model)[1]
+    work = [
+        f"images: {facts.channels} x {facts.height} x {facts.width} from {asked.images}, {asked.augmentation}",
+        f"steps: {run.max_steps:,} of {batch:,} images = {run.max_steps * batch:,} in all {spread(run)}",
     ]
-    return ImagePlan(state, kept, max(1, run.world_size), lines)
+    norm = getattr(config, "norm_type", "its own norms")
+    first = f"{config.model_type}, {norm}, {count:,} parameters, {facts.classes:,} classes"
+    kept = try_step(model, facts, run, joint=joint)
+    return plan_of(recipe, model, first, work, kept=kept, lower="image_size")
 
 
 def _joint(recipe: Recipe) -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,9 +232,10 @@ def _found(recipe: Recipe, task: TextTask | ImageTask, end: tuple[Path, dict[str
 
 def _save_final(trainer: PretrainTrainer, folder: Path) -> None:
     final = folder / "model"
-    with tempfile.TemporaryDirectory(prefix=".model.", dir=folder) if trainer.args.should_save else _nowhere() as aside:
+    writes = trainer.args.should_save
+    with tempfile.TemporaryDirectory(prefix=".model.", dir=folder) if writes else nullcontext(os.devnull) as aside:
         trainer.save_model(aside)
-        if trainer.args.should_save:
+        if writes:
             new = Path(aside) / "new"
             new.mkdir()
             for path in [p for p in Path(aside).iterdir() if p != new]:
@@ -246,16 +247,6 @@ def _save_final(trainer: PretrainTrainer, folder: Path) -> None:
             os.replace(new, final)
             sync_folder(folder)
     trainer.accelerator.wait_for_everyone()
-
-
-class _nowhere:
-    """Stands for the temporary folder on processes that write nothing."""
-
-    def __enter__(self) -> str:
-        return os.devnull
-
-    def __exit__(self, *_: Any) -> None:
-        pass
 
 
 def _mean_speed(path: Path, key: str) -> float | None:

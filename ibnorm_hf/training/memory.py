@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
 
+from ..common.errors import UserError
 from .keys.launch import strategy
 from .keys.recipe import Recipe
-from .plan import size_text
+from .plan import Plan, size_text
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may have, where that is less than the machine has
 
@@ -27,20 +28,19 @@ def room(run: Any) -> int:
         return total
 
 
-class Needs(Protocol):
-    """The part of a plan that is about memory: bytes a process, and what may be lowered beside the micro-batch."""
+def fitting(plan: Plan, recipe: Recipe, *, dry: bool) -> list[str]:
+    """The plan's lines, and one more where memory is short.
 
-    @property
-    def bytes_state(self) -> int: ...
-    @property
-    def bytes_activations(self) -> int: ...
-    @property
-    def processes(self) -> int: ...
-    @property
-    def lower(self) -> str: ...
+    Raises:
+        UserError: it is, and neither ``dry`` nor the key force is set.
+    """
+    short = shortage(plan, recipe)
+    if short and not dry and not recipe.run.force:
+        raise UserError(f"{short}; --force tries it all the same")
+    return [*plan.lines, *([f"memory: {short}"] if short else [])]
 
 
-def shortage(plan: Needs, recipe: Recipe) -> str | None:
+def shortage(plan: Plan, recipe: Recipe) -> str | None:
     """A sentence on what does not fit and the largest micro-batch that does; None where all fits.
 
     The estimate leaves out what libraries, caches and the data take, so it never refuses what would have fitted but

@@ -25,10 +25,10 @@ from .loop.anneal import AnnealLambda, LambdaPath, plan_lambda
 from .loop.callbacks import trim_log
 from .loop.objective import TextObjective
 from .loop.trainer import PretrainTrainer
-from .memory import shortage
+from .memory import fitting
 from .model.build import build_config, build_trained_model, lambda_schedule, vocab_size
 from .model.trained_part import frozen_sha256, is_adapter
-from .plan import make_plan, plan_lines
+from .plan import make_plan
 from .text.prepare import PreparedData, prepare_data
 
 _CALIBRATION_BLOCKS = 8  # training blocks on which `start: auto` and `unit: spread` are measured
@@ -82,11 +82,7 @@ class TextTask:
             UserError: it does not fit into memory, and neither ``dry`` nor the key force is set.
         """
         require_writable_cache()
-        plan = make_plan(self.recipe)
-        short = shortage(plan, self.recipe)
-        if short and not dry and not self.recipe.run.force:
-            raise UserError(f"{short}; --force tries it all the same")
-        return [*plan_lines(plan), *([f"memory: {short}"] if short else [])]
+        return fitting(make_plan(self.recipe), self.recipe, dry=dry)
 
     @cached_property
     def description(self) -> dict[str, Any]:

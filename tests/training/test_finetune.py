@@ -29,7 +29,7 @@ from ibnorm_hf.training.keys.schedule import LambdaSchedule
 from ibnorm_hf.training.loop.anneal import measure_spreads, nats_per_token
 from ibnorm_hf.training.model.build import build_config, build_trained_model, lambda_schedule
 from ibnorm_hf.training.model.trained_part import take_trained_part
-from ibnorm_hf.training.plan import make_plan, plan_lines
+from ibnorm_hf.training.plan import make_plan
 from tests.faults.compare import load, unlike
 
 from .conftest import TINY
@@ -145,9 +145,7 @@ def test_lambda_falls_by_the_schedule_and_checkpoints_say_so(make, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.config.norm_lambda == pytest.approx(value)
         assert {m.norm_lambda for m in model.modules() if isinstance(m, IBNorm)} == {model.config.norm_lambda}
-    assert "lambda: 100 through step 3, then log in 3 stages to 1 at step 9" in plan_lines(
-        make_plan(make("llama", *keys))
-    )
+    assert "lambda: 100 through step 3, then log in 3 stages to 1 at step 9" in make_plan(make("llama", *keys)).lines
 
 
 def test_shapes_meet_at_both_ends_and_fall_between():
@@ -204,7 +202,7 @@ def test_train_only_norms_moves_nothing_else_and_the_optimizer_holds_nothing_els
     plan = make_plan(recipe)
     assert moments == sum(after[name].numel() for name in norms) == plan.trained < plan.parameters
     line = f"trained: {plan.trained:,} of {plan.parameters:,} parameters"
-    assert any(text.startswith(line) for text in plan_lines(plan))
+    assert any(text.startswith(line) for text in plan.lines)
 
 
 def test_train_only_norms_from_random_weights(make_recipe, tmp_path):

@@ -22,7 +22,7 @@ from ibnorm_hf.analysis import loss_curve
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training import job
-from ibnorm_hf.training.image_task import image_plan
+from ibnorm_hf.training.image_task import make_image_plan
 from ibnorm_hf.training.keys.recipe import load_recipe
 from ibnorm_hf.training.model.image_build import planned_facts
 
@@ -178,7 +178,7 @@ def test_plans_of_all_recipes(name, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
     (host,) = (h for h in IMAGES.values() if h.model_type == load_recipe(RECIPES / f"{name}.yaml").model.model_type)
     recipe = load_recipe(RECIPES / f"{name}.yaml", ["--norm_type", host.norm])
-    assert f"{parameters:,} parameters" in "".join(image_plan(recipe, planned_facts(recipe.data)))
+    assert f"{parameters:,} parameters" in "".join(make_image_plan(recipe, planned_facts(recipe.data)).lines)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

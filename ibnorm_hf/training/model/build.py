@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -39,8 +40,8 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
     if recipe.model.pretrained is not None:
         return _checked_positions(_pretrained_config(recipe, recipe.model.pretrained), recipe)
     kind = recipe.model.model_type
-    defaults = _defaults(kind)
-    values = _checked_sizes(recipe, defaults)
+    defaults = defaults_of(kind)
+    values = checked_sizes(recipe, defaults)
     if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"key model_type: '{kind}' is no language model; to classify images give the key images")
     if not recipe.sizes:
@@ -48,23 +49,21 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
             f"recipe {recipe.name}: key model is missing: the sizes of the architecture, e.g. "
             "`model: {hidden_size: 256}`; or `pretrained`, weights to start from"
         )
-    for flag in _NORM_FLAGS:
-        value = getattr(recipe.model, flag)
-        if value is None:
-            continue
-        if flag not in defaults:
-            raise UserError(f"key {flag}: model type '{kind}' keeps its own norms; {_instead(kind)}")
-        values[flag] = value
+    values |= checked_flags(recipe, defaults)
     if tokenizer is not None:
         values |= {name: getattr(tokenizer, name) for name in _FROM_TOKENIZER}
     else:
         # Defaults such as GPT-2's 50256 may lie beyond a smaller vocabulary.
         values |= dict.fromkeys(_FROM_TOKENIZER, 0)
+    return _checked_positions(config_of(lambda: AutoConfig.for_model(kind, **values)), recipe)
+
+
+def config_of(make: Callable[[], Any]) -> Any:
+    """The config that ``make`` makes. Raises UserError where a value is outside its domain."""
     try:
-        config = AutoConfig.for_model(kind, **values)
+        return make()
     except Exception as error:  # strict configs raise kinds of their own; each wraps one sentence
         raise UserError(f"recipe: {' '.join(str(error.__cause__ or error).split())}") from None
-    return _checked_positions(config, recipe)
 
 
 def _pretrained_config(recipe: Recipe, source: str) -> PreTrainedConfig:
@@ -75,15 +74,12 @@ def _pretrained_config(recipe: Recipe, source: str) -> PreTrainedConfig:
         raise UserError(
             f"{source} holds a {stored or config.model_type}, which is no causal language model to train on"
         )
-    given = {flag: getattr(recipe.model, flag) for flag in _NORM_FLAGS if getattr(recipe.model, flag) is not None}
+    given = _given_flags(recipe)
     if not given:
         return config
     if "norm_type" not in given and not hasattr(config, "norm_type"):
         raise UserError(f"key {next(iter(given))}: {source} keeps its own norms; give norm_type to swap them")
-    try:
-        registered = registered_config(config, **given)
-    except Exception as error:  # as in build_config
-        raise UserError(f"recipe: {' '.join(str(error.__cause__ or error).split())}") from None
+    registered: Any = config_of(lambda: registered_config(config, **given))
     if registered is None:
         raise UserError(f"{source} is a {config.model_type}, which has no registered type to save other norms in")
     return registered
@@ -99,7 +95,12 @@ def _checked_positions(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedCo
     return config
 
 
-def _defaults(kind: str) -> dict[str, Any]:
+def _given_flags(recipe: Recipe) -> dict[str, Any]:
+    return {flag: value for flag in _NORM_FLAGS if (value := getattr(recipe.model, flag)) is not None}
+
+
+def defaults_of(kind: str) -> dict[str, Any]:
+    """The values of a model type's config. Raises UserError for an unknown type."""
     if kind not in CONFIG_MAPPING:
         raise UserError(f"key model_type: unknown model type '{kind}'{did_you_mean(kind, CONFIG_MAPPING.keys())}")
     config = CONFIG_MAPPING[kind]()
@@ -107,7 +108,8 @@ def _defaults(kind: str) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in names}
 
 
-def _checked_sizes(recipe: Recipe, defaults: dict[str, Any]) -> dict[str, Any]:
+def checked_sizes(recipe: Recipe, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's sizes. Raises UserError for one that the config does not know, or could not hold."""
     values = {}
     for name, value in recipe.sizes.items():
         if name in _NORM_FLAGS:
@@ -129,6 +131,14 @@ def _checked_sizes(recipe: Recipe, defaults: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def checked_flags(recipe: Recipe, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's norm flags. Raises UserError where the model type has none."""
+    given, kind = _given_flags(recipe), recipe.model.model_type
+    if unknown := [flag for flag in given if flag not in defaults]:
+        raise UserError(f"key {unknown[0]}: model type '{kind}' keeps its own norms; {_instead(kind)}")
+    return given
+
+
 def _instead(kind: str) -> str:
     """The model type to use for other norms in this architecture, if we have one."""
     if f"ibnorm_{kind}" in CONFIG_MAPPING:
@@ -146,9 +156,14 @@ def build_model(config: PreTrainedConfig, *, device: str = "cpu") -> PreTrainedM
     Raises:
         UserError: the sizes do not fit together.
     """
+    return fresh_model(AutoModelForCausalLM, config, device)
+
+
+def fresh_model(auto: Any, config: PreTrainedConfig, device: str) -> Any:
+    """As ``build_model``, by the Auto class of a head."""
     try:
         with torch.device(device):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            return auto.from_config(config, dtype=torch.float32)
     except (ValueError, RuntimeError, KeyError, TypeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the model cannot be built from these sizes: {reason}") from None

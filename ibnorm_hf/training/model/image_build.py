@@ -20,7 +20,7 @@ from ..images.augment import channel_moments, random_crop, random_flip, random_r
 from ..images.images import ImageData, is_idx_folder, load_datasets, load_digits, load_folder, load_idx
 from ..keys.image_arguments import ImageArguments
 from ..keys.recipe import Recipe
-from .build import _NORM_FLAGS, _checked_sizes, _defaults, _instead  # the same rules for both kinds of recipe
+from .build import checked_flags, checked_sizes, config_of, defaults_of, fresh_model
 
 _FROM_DATA = {"num_labels": "classes", "num_channels": "images", "image_size": "image_size"}
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet-1k": 1000}
@@ -112,7 +112,7 @@ def build_image_config(recipe: Recipe, facts: ImageFacts, classes: tuple[str, ..
         UserError: the model type, a size or a flag is unknown or outside its domain.
     """
     kind = recipe.model.model_type
-    defaults = _defaults(kind)
+    defaults = defaults_of(kind)
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as known
 
     if not any(getattr(config, "model_type", None) == kind for config in known):
@@ -122,13 +122,7 @@ def build_image_config(recipe: Recipe, facts: ImageFacts, classes: tuple[str, ..
     for name in recipe.sizes:
         if name in _FROM_DATA:
             raise UserError(f"key model.{name}: it follows from the data; see the key {_FROM_DATA[name]}")
-    values = _checked_sizes(recipe, defaults)
-    for flag in _NORM_FLAGS:
-        value = getattr(recipe.model, flag)
-        if value is not None and flag not in defaults:
-            raise UserError(f"key {flag}: model type '{kind}' keeps its own norms; {_instead(kind)}")
-        if value is not None:
-            values[flag] = value
+    values = checked_sizes(recipe, defaults) | checked_flags(recipe, defaults)
     values |= {"num_channels": facts.channels, "num_labels": facts.classes}
     if classes:
         values |= {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
@@ -140,10 +134,8 @@ def build_image_config(recipe: Recipe, facts: ImageFacts, classes: tuple[str, ..
         if isinstance(patch, int) and facts.height % patch:
             raise UserError(f"model.patch_size {patch} does not divide the image's side {facts.height}")
         values["image_size"] = facts.height
-    try:
-        return AutoConfig.for_model(kind, **values)
-    except Exception as error:  # strict configs raise kinds of their own; each wraps one sentence
-        raise UserError(f"recipe: {' '.join(str(error.__cause__ or error).split())}") from None
+    config: PreTrainedConfig = config_of(lambda: AutoConfig.for_model(kind, **values))
+    return config
 
 
 def build_image_model(config: PreTrainedConfig, *, device: str = "cpu", sync: bool = False) -> PreTrainedModel:
@@ -155,12 +147,7 @@ def build_image_model(config: PreTrainedConfig, *, device: str = "cpu", sync: bo
     Raises:
         UserError: the sizes do not fit together.
     """
-    try:
-        with torch.device(device):
-            model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-    except (ValueError, RuntimeError, KeyError, TypeError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the model cannot be built from these sizes: {reason}") from None
+    model: PreTrainedModel = fresh_model(AutoModelForImageClassification, config, device)
     if sync:
         IBSyncBatchNorm2d.convert(model)
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -20,8 +20,7 @@ def draw(models: Sequence[Scored], path: Path) -> None:
     Raises:
         UserError: the file's name does not end in .png, or it cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"chart {path} must end in .png")
+    require_png(path)
     from matplotlib.figure import Figure
 
     names = [b.name for b in BENCHMARKS] + ["Average"]
@@ -50,8 +49,19 @@ def draw(models: Sequence[Scored], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3, zorder=0)
     axes.legend(fontsize="small")
+    save(figure, path, dpi=150)
+
+
+def require_png(path: Path) -> None:
+    """Raise UserError unless a picture's name ends in .png."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"chart {path} must end in .png")
+
+
+def save(figure: Any, path: Path, *, dpi: int) -> None:
+    """Write a picture. Raises UserError where its place cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=dpi)
     except OSError as error:
         raise UserError(f"chart {path} cannot be written ({error.strerror}); choose another place") from None

@@ -22,7 +22,7 @@ def remark_of(content: Mapping[str, Any], leaf: Leaf, n: int, *, excluded: bool 
     phrases = []
     if n < leaf.documents and not excluded:
         phrases.append(f"{n:,} of {leaf.documents:,} questions")
-    config, ours = _table(content, "config"), _table(content, "ibnorm")
+    config, ours = table(content, "config"), table(content, "ibnorm")
     if config.get("gen_kwargs") and leaf.metrics[0] in _GENERATED:
         phrases.append(f"gen_kwargs {config['gen_kwargs']}")
     return "; ".join([*phrases, *told(ours, leaf.task)])
@@ -31,7 +31,7 @@ def remark_of(content: Mapping[str, Any], leaf: Leaf, n: int, *, excluded: bool 
 def told(ours: Mapping[str, Any], task: str) -> list[str]:
     """Phrases on what did not fit the model's positions, from the block ``ibnorm`` of a results file."""
     phrases = []
-    clamped, cut = _table(_table(ours, "clamped"), task), _table(_table(ours, "prompts"), task)
+    clamped, cut = table(table(ours, "clamped"), task), table(table(ours, "prompts"), task)
     if clamped:
         phrases.append(f"{_count(clamped, 'given')} of {_count(clamped, 'asked')} new tokens")
     if cut.get("cut"):
@@ -41,7 +41,8 @@ def told(ours: Mapping[str, Any], task: str) -> list[str]:
     return phrases
 
 
-def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping that a results file has under a key; empty where there is none, or something else."""
     value = content.get(key)
     return value if isinstance(value, Mapping) else {}
 

@@ -21,6 +21,7 @@ _FOOT = (
     "not the seeds of training.",
 )
 Table = list[tuple[str, ...]]
+_KEPT = ("raw", "stderr", "n", "chance", "score", "score_stderr", "mark", "note", "remark")  # of a row, for programs
 
 
 def _row(row: Measured, indent: str) -> tuple[str, ...]:
@@ -39,19 +40,16 @@ def _row(row: Measured, indent: str) -> tuple[str, ...]:
 def _model_table(model: Scored) -> Table:
     rows: Table = [_HEAD]
     for benchmark in model.benchmarks:
-        if benchmark.mean is not None:
-            rows.append(_row(benchmark.mean, ""))
-        elif benchmark.subtasks:
-            rows.append((benchmark.name, "-", "-", "-", "-", "-", "-", "incomplete: no mean"))
-        else:
-            rows.append((benchmark.name, "-", "-", "-", "-", "-", "-", "missing"))
+        why = "incomplete: no mean" if benchmark.subtasks else "missing"
+        rows.append(_row(benchmark.mean, "") if benchmark.mean is not None else _without_number(benchmark.name, why))
         if len(benchmark.subtasks) > 1 or benchmark.mean is None:
             rows += [_row(row, "  ") for row in benchmark.subtasks]
-    if model.average is not None:
-        rows.append(_row(model.average, ""))
-    else:
-        rows.append(("Average", "-", "-", "-", "-", "-", "-", "refused: tasks are missing"))
-    return rows
+    refused = _without_number("Average", "refused: tasks are missing")
+    return [*rows, refused if model.average is None else _row(model.average, "")]
+
+
+def _without_number(name: str, why: str) -> tuple[str, ...]:
+    return (name, *["-"] * (len(_HEAD) - 2), why)
 
 
 def _side_by_side(models: Sequence[Scored]) -> Table:
@@ -122,15 +120,7 @@ def _records(models: Sequence[Scored]) -> list[dict[str, Any]]:
                     "level": level,
                     "benchmark": benchmark,
                     "name": row.name,
-                    "raw": row.raw,
-                    "stderr": row.stderr,
-                    "n": row.n,
-                    "chance": row.chance,
-                    "score": row.score,
-                    "score_stderr": row.score_stderr,
-                    "mark": row.mark,
-                    "note": row.note,
-                    "remark": row.remark,
+                    **{key: getattr(row, key) for key in _KEPT},
                     "full": not (row.note or row.remark),
                     "difference": gap.points if gap else None,
                     "difference_stderr": gap.stderr if gap else None,

@@ -12,7 +12,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.strict_json import read_object
 from .bounds import LEAVES, Leaf
-from .remarks import remark_of, summary, told
+from .remarks import remark_of, summary, table, told
 from .scores import Measured, standard_error
 
 
@@ -131,13 +131,12 @@ def _add(model: ModelResults, content: dict[str, Any], place: Path, lenient: boo
         model.model_sha256 = weights if not model.leaves or model.model_sha256 == weights else None
     for task in found:
         model.leaves[task] = _read_leaf(content, LEAVES[task], place)
-        digest = _entry(content, "task_hashes", task)
+        digest = table(content, "task_hashes").get(task)
         if isinstance(digest, str) and digest:
             model.hashes[task] = digest
     if not found:
         return
-    config = content.get("config")
-    config = config if isinstance(config, dict) else {}
+    config = table(content, "config")
     model.limit = config.get("limit")
     if model.limit is not None and (isinstance(model.limit, bool) or not isinstance(model.limit, int | float)):
         raise UserError(f"{place}: its limit is {model.limit!r}, no number; evaluate it again")
@@ -151,29 +150,20 @@ def _add(model: ModelResults, content: dict[str, Any], place: Path, lenient: boo
         )
     if config.get("gen_kwargs"):
         model.remarks.append(f"{place.name}: gen_kwargs {config['gen_kwargs']} are not the leaderboard's")
-    if isinstance(ours := content.get("ibnorm"), dict):
-        cut = {task: "; ".join(told(ours, task)) for task in found}
-        model.remarks += [f"{place.name}: {line}" for line in summary(cut)]
+    cut = {task: "; ".join(told(table(content, "ibnorm"), task)) for task in found}
+    model.remarks += [f"{place.name}: {line}" for line in summary(cut)]
 
 
 def _weights(content: dict[str, Any]) -> str | None:
     """The digest of the evaluated model's files, as `ibnorm-hf eval` records it."""
-    settings = content.get("ibnorm")
-    for key in ("settings", "model_sha256"):
-        settings = settings.get(key) if isinstance(settings, dict) else None
-    return settings if isinstance(settings, str) else None
-
-
-def _entry(content: dict[str, Any], key: str, task: str) -> Any:
-    table = content.get(key)
-    return table.get(task) if isinstance(table, dict) else None
+    found = table(table(content, "ibnorm"), "settings").get("model_sha256")
+    return found if isinstance(found, str) else None
 
 
 def _read_leaf(content: dict[str, Any], leaf: Leaf, place: Path) -> Measured:
     _check_settings(content, leaf, place)
     row = content["results"][leaf.task]
-    count = _entry(content, "n-samples", leaf.task)
-    n = count.get("effective") if isinstance(count, dict) else None
+    n = table(table(content, "n-samples"), leaf.task).get("effective")
     if not isinstance(row, dict) or not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise UserError(f"{place}: {leaf.task} has no number of questions (n-samples); evaluate it again")
     if n > leaf.documents:
@@ -201,7 +191,7 @@ def _read_leaf(content: dict[str, Any], leaf: Leaf, place: Path) -> Measured:
 
 
 def _check_settings(content: dict[str, Any], leaf: Leaf, place: Path) -> None:
-    version = _entry(content, "versions", leaf.task)
+    version = table(content, "versions").get(leaf.task)
     try:
         same = float(version) == leaf.version
     except (TypeError, ValueError):
@@ -211,7 +201,7 @@ def _check_settings(content: dict[str, Any], leaf: Leaf, place: Path) -> None:
             f"{place}: {leaf.task} is version {version}, the leaderboard's is {leaf.version:g}; evaluate it with "
             "lm-eval 0.4.13"
         )
-    shots = _entry(content, "n-shot", leaf.task)
+    shots = table(content, "n-shot").get(leaf.task)
     if shots != leaf.shots:
         raise UserError(
             f"{place}: {leaf.task} was asked with {shots} examples, the leaderboard gives {leaf.shots}; evaluate it "
@@ -220,7 +210,5 @@ def _check_settings(content: dict[str, Any], leaf: Leaf, place: Path) -> None:
 
 
 def _incomplete(content: dict[str, Any], task: str) -> str:
-    ours = content.get("ibnorm")
-    excluded = ours.get("excluded") if isinstance(ours, dict) else None
-    entry = excluded.get(task) if isinstance(excluded, dict) else None
+    entry = table(table(content, "ibnorm"), "excluded").get(task)
     return str(entry.get("reason", "questions were left out")) if isinstance(entry, dict) else ""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.errors import UserError
 from ..common.paths import write_json
 from ..common.run import Run, model_folder, verify_model
+from .chart import require_png, save
 from .classification import evaluate_images
 from .corruptions import CORRUPTIONS, corrupt
 
@@ -59,8 +59,7 @@ def draw_robustness(result: dict[str, Any], image: Tensor, path: Path, title: st
     Raises:
         UserError: the file's name does not end in .png, or it cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"chart {path} must end in .png")
+    require_png(path)
     # The object interface: pyplot would pick a display and keep every figure alive.
     from matplotlib.figure import Figure
 
@@ -88,11 +87,7 @@ def draw_robustness(result: dict[str, Any], image: Tensor, path: Path, title: st
             if name == CORRUPTIONS[0]:
                 cell.set_title(str(severity), fontsize="small")
         row[0].set_ylabel(name, fontsize="small")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UserError(f"chart {path} cannot be written ({error.strerror}); choose another place") from None
+    save(figure, path, dpi=120)
 
 
 def _show(axes: Any, image: Tensor) -> None:

@@ -26,6 +26,8 @@ from .card import write_card
 from .licence import copy_files, terms_of
 from .processing import image_processor_settings
 
+_KEPT = ("path", "old_class", "new_class", "carried", "dropped", "created", "change")  # of a norm, in conversion.json
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -161,17 +163,6 @@ def _write_report(conversion: Conversion, source: str, target: Path) -> None:
         "tokens": conversion.tokens,
         "nll_before": conversion.before,
         "nll_after": conversion.after,
-        "replacements": [
-            {
-                "path": r.path,
-                "old_class": r.old_class,
-                "new_class": r.new_class,
-                "carried": r.carried,
-                "dropped": r.dropped,
-                "created": r.created,
-                "change": r.change,
-            }
-            for r in conversion.report.replacements
-        ],
+        "replacements": [{key: getattr(r, key) for key in _KEPT} for r in conversion.report.replacements],
     }
     write_json(target / "conversion.json", plain(content))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -125,23 +126,16 @@ def _extract(files: list[str], target: Path) -> None:
 def _parse_all(files: list[str]) -> Iterator[list[str]]:
     """Paragraphs of each file, in order; one worker a core, as parsing is the whole cost."""
     count = min(8, os.cpu_count() or 1)
-    command = [sys.executable, "-I", "-S", docstrings.__file__]
-    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(count)]
+
+    def parse(number: int) -> list[bytes]:
+        paths = "\n".join(files[number::count]).encode()
+        command = [sys.executable, "-I", "-S", docstrings.__file__]
+        return subprocess.run(command, input=paths, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+
     try:
-        for number, worker in enumerate(workers):
-            assert worker.stdin is not None
-            worker.stdin.write("\n".join(files[number::count]).encode())
-            worker.stdin.close()
-        for index in range(len(files)):
-            stream = workers[index % count].stdout
-            assert stream is not None
-            line = stream.readline()
-            if not line:
-                raise UserError("corpus embedded: a worker that reads docstrings died; start again")
-            yield json.loads(line)
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-            if worker.stdout is not None:
-                worker.stdout.close()
+        with ThreadPoolExecutor(count) as threads:
+            lines = list(threads.map(parse, range(count)))
+    except subprocess.CalledProcessError:
+        raise UserError("corpus embedded: a worker that reads docstrings died; start again") from None
+    for index in range(len(files)):
+        yield json.loads(lines[index % count][index // count])

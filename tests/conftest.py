@@ -59,7 +59,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if terminal is None or config.option.collectonly or hasattr(config, "workerinput"):
         return
     suite = Path(__file__).parent / "peer"
-    asked = any(suite.is_relative_to(Path(word.partition("::")[0]).resolve()) for word in config.args)
+    places = [Path(word.partition("::")[0]).resolve() for word in config.args]
+    asked = any(suite.is_relative_to(place) or place.is_relative_to(suite) for place in places)
     for line in config.stash[PEER] or ["peer suite NOT run: not selected"] * asked:
         terminal.write_line(line)
 

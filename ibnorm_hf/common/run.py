@@ -349,3 +349,11 @@ def fingerprint(places: Iterable[str | Path]) -> str:
             if not path.name.startswith(".") and not any(path.match(pattern) for pattern in _NOT_THE_MODEL):
                 checksum.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
     return checksum.hexdigest()
+
+
+def mean_speed(metrics: Iterable[Metric], unit: str) -> float | None:
+    """Mean of the logged tokens or images a second but the first, which holds the warm-up; None without any."""
+    lines: list[Any] = list(metrics)
+    speeds = [speed for line in lines if (speed := line.get(f"{unit}_per_s"))]
+    speeds = speeds[1:] or speeds
+    return len(speeds) / sum(1 / speed for speed in speeds) if speeds else None

@@ -14,7 +14,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from .. import registration
 from ..common import strict_json, strict_yaml
 from ..common.errors import UserError
-from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE
+from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE, mean_speed
 from ..modeling.compression import get_compression, list_compressions
 from .baselines import beside_baselines
 from .eval_results import entries, write_entries
@@ -249,9 +249,8 @@ def _results(facts: Facts) -> list[tuple[str, str]]:
     rows = [(label, number(facts.validation.get(key))) for key, label in labels.items() if key in facts.validation]
     rows = rows or [("validation loss", NOT_MEASURED)]
     lines: list[Any] = list(facts.metrics)
-    speeds = [speed for line in lines if (speed := line.get(f"{facts.unit}s_per_s"))]
-    speeds = speeds[1:] or speeds  # the first holds the warm-up
-    mean = f"{len(speeds) / sum(1 / s for s in speeds):,.0f}" if speeds else NOT_MEASURED
+    speed = mean_speed(facts.metrics, f"{facts.unit}s")
+    mean = NOT_MEASURED if speed is None else f"{speed:,.0f}"
     if (kept := facts.robustness.get("corrupted_top1")) is not None:
         rows.append(("accuracy (top 1), mean over corruptions and severities", number(kept)))
     rows.append((f"training speed, {facts.unit}s a second", mean))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import warnings
@@ -18,7 +17,7 @@ from ..common import strict_yaml
 from ..common.errors import UserError
 from ..common.paths import sync_folder, write_json
 from ..common.private_transformers import TRAINING
-from ..common.run import METRICS, Run
+from ..common.run import METRICS, Run, mean_speed
 from .early import try_trainer_parts
 from .folder.failures import told
 from .folder.manifest import seal
@@ -143,7 +142,7 @@ def make_trainer(
     # Hooks inside a compiled model would break its graph.
     shares = None if recipe.run.torch_compile else CompressionShares(trainer.model)
     shapes = LayerShapes(trainer.model) if recipe.run.record_shapes else None
-    log = RunLog(folder / "metrics.jsonl", trainer, shares=shares, shapes=shapes)
+    log = RunLog(folder / METRICS, trainer, shares=shares, shapes=shapes)
     trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which are told what it adds
     return trainer
 
@@ -199,7 +198,7 @@ def _finish(recipe: Recipe, task: TextTask | ImageTask, trainer: PretrainTrainer
         sample = task.finish(trainer, folder)
         write_json(folder / "eval" / "validation.json", validation)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    speed = _mean_speed(folder / "metrics.jsonl", f"{trainer.objective.unit}_per_s")
+    speed = mean_speed(Run(folder).metrics, trainer.objective.unit)
     return Result(folder, validation, speed, sample, task=task, model=model)
 
 
@@ -226,7 +225,7 @@ def _found(recipe: Recipe, task: TextTask | ImageTask, end: tuple[Path, dict[str
         require_same_data(end, mine, mine)
         agreed(lambda: task.require_same_base(end[1]), main_only=True)
     say(f"resume: all {recipe.run.max_steps} steps are done, nothing to train: {run.folder} is finished and stays")
-    speed = _mean_speed(run.folder / METRICS, f"{task.unit}_per_s")
+    speed = mean_speed(run.metrics, task.unit)
     return Result(run.folder, dict(run.validation), speed, run.sample, task=task, found=True)
 
 
@@ -247,13 +246,3 @@ def _save_final(trainer: PretrainTrainer, folder: Path) -> None:
             os.replace(new, final)
             sync_folder(folder)
     trainer.accelerator.wait_for_everyone()
-
-
-def _mean_speed(path: Path, key: str) -> float | None:
-    """Mean of the logged speeds but the first, which holds warm-up; None without lines."""
-    if not path.is_file():
-        return None
-    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-    speeds = [line[key] for line in lines if line.get(key)]
-    speeds = speeds[1:] or speeds
-    return len(speeds) / sum(1 / s for s in speeds) if speeds else None

@@ -82,6 +82,7 @@ class Report(_ReportNeeds, total=False):
     key: str
     tuned: bool
     code_sha256: str
+    made_by: dict[str, list[str]]
     runs: list[RunReport]
 
 

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the study, or of the report (default runs/studies/NAME)"
     )
+    parser.add_argument(
+        "--from", dest="archive", metavar="FILE", help="go on from the runs of a report's runs.tar.gz, made elsewhere"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print runs, steps, hours from a measured step, disk")
     parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=0, help="local: runs at a time (default: fill the cores)")
@@ -32,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a study, or judge a table; 3 where a ranking is refused."""
     if (arguments.study is None) == (arguments.table is None):
         raise UserError("compare takes a study, or --table with runs made elsewhere")
+    if arguments.table and arguments.archive:
+        raise UserError("--from takes the runs of a study, and --table has its own; give one of the two")
     return _judge_table(arguments) if arguments.table else _run_study(arguments)
 
 
@@ -66,6 +71,8 @@ def _run_study(arguments: argparse.Namespace) -> int:
             at_once=arguments.at_once,
         )
     comparison = open_study(arguments.study, arguments.out, executor)
+    if arguments.archive:
+        comparison.take(Path(arguments.archive))
     if arguments.dry_run:
         print("\n".join(comparison.plan()))
         return 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import tempfile
@@ -16,9 +17,10 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.paths import digest, write_atomic, write_json
 from ..common.run import Run as RunFolder
-from . import outcome
+from . import archive, outcome
 from . import plan as planning
 from .audit import Audit, audit, differs_from_vanilla, has_own_norm, unfair
+from .code import code_sha256
 from .definition import Definition, read_definition
 from .effects import add_effects
 from .executors import Executor
@@ -26,7 +28,7 @@ from .fairness import chosen_rates
 from .plan import Run
 from .report import Study, write_report
 from .rows import Row
-from .runs import Job, code_sha256, measured, run_key, state, tidy
+from .runs import Job, measured, run_key, state, tidy, without_places
 from .statistics import half_width, seeds_for
 from .verdict import judge_rows
 
@@ -42,11 +44,22 @@ class Comparison:
     def __init__(self, study: Definition, folder: Path, executor: Executor, say: Say = print) -> None:
         self.study, self.folder, self.executor, self.say = study, folder, executor, say
         self.code = code_sha256()
-        self._recipes: dict[Run, tuple[Any, Any]] = {}
-        self._data: dict[str, Any] = {}
+        self._recipes: dict[Run, Any] = {}
+        self._samples: dict[str, Any] = {}
         self.audits: list[Audit] = []
         self._ours: set[Path] = set()
         self.foreign = False  # an ablation may start from another norm than the architecture's own
+
+    def take(self, path: Path) -> None:
+        """Take the runs of an archive, so that they need not be made; those of other code are left out.
+
+        Raises:
+            UserError: the archive is damaged, not one of a study, or all of its runs are of other code.
+        """
+        taken, others = archive.unpack(path, self.folder / "runs", self.code)
+        self.say(f"runs of {path}: {taken} taken")
+        if others:
+            self.say(f"runs of {path}: {others[0]}")
 
     def run(self) -> dict[str, Any]:
         """Make every run that is missing, phase by phase, and write the report; returns what report.json holds.
@@ -97,7 +110,9 @@ class Comparison:
             # A trainer makes its folder; this one's is read by nobody.
             with tempfile.TemporaryDirectory(prefix="ibnorm_hf_audit_") as aside:
                 words = [*self.words(self.probe(arm)), f"--output_dir={aside}"]
-                task = task_of(load_recipe(str(study.base), words))
+                recipe = load_recipe(str(study.base), words)
+                task = task_of(recipe)
+                task.data = self.samples(recipe).data
                 trainer = task.trainer(None, lambda text: None)
             inputs = self._inputs(task, trainer)
             if arm == study.baseline and (why := differs_from_vanilla(trainer.model, inputs)):
@@ -163,15 +178,13 @@ class Comparison:
                     out[arm, budget] = chosen[arm, max(near)]
         return out
 
-    def recipe(self, run: Run) -> tuple[Any, Any]:
-        """The checked recipe of a run, and its task."""
-        from ..training.job import task_of
+    def recipe(self, run: Run) -> Any:
+        """The checked recipe of a run."""
         from ..training.keys.recipe import load_recipe
 
         key = planning.without_phase(run)
         if key not in self._recipes:
-            recipe = load_recipe(str(self.study.base), self.words(run))
-            self._recipes[key] = recipe, task_of(recipe)
+            self._recipes[key] = load_recipe(str(self.study.base), self.words(run))
         return self._recipes[key]
 
     @cached_property
@@ -189,15 +202,29 @@ class Comparison:
         """Where a run is, by what decides its result: recipe, data, code."""
         from ..training.keys.recipe import resolved
 
-        recipe, task = self.recipe(run)
-        asked = {key: value for key, value in resolved(recipe).items() if key != "output_dir"}
-        data = digest({k: v for k, v in asked.items() if k in _DATA_KEYS})
-        if data not in self._data:
-            self._data[data] = task.description["fingerprints"]
+        recipe = self.recipe(run)
+        key = run_key(resolved(recipe), self.fingerprints(recipe), self.code)
         decay = recipe.run.weight_decay if self.study.weight_decays else None
         # By the rate that it has, whoever gave it: a run of the noise floor may be a claim as well.
         label = replace(run, rate=(recipe.run.learning_rate, decay)).label
-        return self.folder / "runs" / f"{label}-{run_key(asked, self._data[data], self.code)}"
+        return self.folder / "runs" / f"{label}-{key}"
+
+    def samples(self, recipe: Any) -> Any:
+        """A task whose data are the recipe's: read once, however many runs have the same."""
+        from ..training.job import task_of
+
+        key = [dataclasses.asdict(recipe.data), recipe.sizes.get("vocab_size"), recipe.model.pretrained]
+        task = self._samples.setdefault(digest(key), task_of(recipe))
+        budget = task.description.get("key", {}).get("token_budget")
+        if budget == getattr(recipe.data, "token_budget", None):
+            return task
+        # Of a source without end, as much is read as a run trains on.
+        key += [recipe.run.max_steps, recipe.run.global_batch_size]
+        return self._samples.setdefault(digest(key), task_of(recipe))
+
+    def fingerprints(self, recipe: Any) -> Any:
+        """What the recipe's data are known by."""
+        return self.samples(recipe).description["fingerprints"]
 
     def make(self, phase: str, runs: list[Run]) -> None:
         """Make those of the runs that are neither done nor diverged; waits for those that others make."""
@@ -229,7 +256,11 @@ class Comparison:
 
         if folder in self._ours:
             return
-        changed = differences(identity(RunFolder(folder).config), identity(resolved(self.recipe(run)[0])))
+        there, recipe = RunFolder(folder), self.recipe(run)
+        theirs, mine = (identity(without_places(keys)) for keys in (there.config, resolved(recipe)))
+        changed = differences(theirs, mine)
+        if there.data.get("fingerprints") != self.fingerprints(recipe):
+            changed.append("its samples are others")
         if changed:
             raise UserError(f"{folder} holds another run ({'; '.join(changed[:3])}); move it out of the study's folder")
         self._ours.add(folder)
@@ -262,7 +293,7 @@ class Comparison:
             value = measured(folder, self.study.unit.key)
             if value is None:
                 continue
-            recipe, _ = self.recipe(run)
+            recipe = self.recipe(run)
             done, found = RunFolder(folder), by_arm.get(run.arm)
             scores: Any = done.validation
             lines: list[Any] = list(done.metrics)
@@ -297,7 +328,7 @@ class Comparison:
         judged["study"], judged["metric"], judged["unit"] = study.name, study.unit.name, study.unit.unit
         judged["key"], judged["tuned"], judged["code_sha256"] = study.unit.key, study.tuned, self.code
         every = sorted(set(runs), key=lambda run: (run.label, run.phase))
-        judged["runs"] = outcome.entries(self, every)
+        judged["runs"], judged["made_by"] = outcome.entries(self, every), outcome.made_by(self, every)
         add_effects(judged, rows, self.steps(), outcome.bytes_per_token(self, runs))
         content = Study(
             title=f"{study.name}: {len(study.arms)} arms against {study.baseline}",
@@ -314,6 +345,7 @@ class Comparison:
         write_report(content, self.folder / "report")
         write_atomic(self.folder / "report" / "study.yaml", study.text)
         write_json(self.folder / "report" / "timing.json", outcome.timing(rows))
+        archive.pack(self.folder / "runs", self.folder / "report" / archive.ARCHIVE)
         return judged
 
     def about(self) -> list[str]:
@@ -335,17 +367,6 @@ class Comparison:
         """Optimizer steps by budget."""
         budgets = (*self.study.budgets, *self.study.curve_budgets)
         return {budget: planning.scaled({**self.base, **self.study.keys}, budget)["max_steps"] for budget in budgets}
-
-
-# Keys that decide which samples there are; the rest of a recipe is not asked when they are looked up.
-_DATA_KEYS = frozenset(
-    [
-        *("corpus", "tokenizer", "tokenizer_vocab_size", "block_size", "text_column", "prompt_column"),
-        *("completion_column", "token_budget", "validation_fraction", "validation_tokens", "validation_split"),
-        *("dataset_config", "split", "images", "stored_size", "max_train_images", "max_validation_images"),
-        *("max_steps", "global_batch_size"),
-    ]
-)
 
 
 def open_study(path: str | Path, out: str | Path | None, executor: Executor, say: Say = print) -> Comparison:

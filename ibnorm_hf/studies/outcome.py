@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from ..common.run import Run as RunFolder
-from ..common.run import fingerprint
+from ..common.run import fingerprint, is_model
 from ..common.study import RunReport
 from .definition import Definition
 from .plan import Run
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def line(study: Comparison, run: Run) -> dict[str, Any]:
     """A line of runs.csv."""
     folder = study.folder_of(run)
-    recipe, _ = study.recipe(run)
+    recipe = study.recipe(run)
     value = measured(folder, study.study.unit.key)
     return {
         "arm": run.arm,
@@ -63,7 +63,7 @@ def entries(study: Comparison, runs: list[Run]) -> list[RunReport]:
         folder = study.folder_of(run)
         value = measured(folder, study.study.unit.key)
         # Weights that a killed study has not removed yet must not show.
-        kept = study.study.keep_models and state(folder) == "done"
+        kept = study.study.keep_models and state(folder) == "done" and is_model(folder / "model")
         out.append(
             {
                 "run": folder.name,
@@ -76,6 +76,18 @@ def entries(study: Comparison, runs: list[Run]) -> list[RunReport]:
             }
         )
     return out
+
+
+def made_by(study: Comparison, runs: list[Run]) -> dict[str, list[str]]:
+    """Commits, and versions of torch and transformers, that the runs were made by, as far as their folders say."""
+    found: dict[str, set[str]] = {name: set() for name in ("commits", "torch", "transformers")}
+    for folder in {study.folder_of(run) for run in runs}:
+        environment: Any = RunFolder(folder).environment
+        for start in (environment, *environment.get("earlier", [])):
+            told = {**(start.get("versions") or {}), "commits": start.get("commit")}
+            for name, values in found.items():
+                values |= {value} if isinstance(value := told.get(name), str) else set()
+    return {name: sorted(values) for name, values in found.items()}
 
 
 def curves(study: Comparison, runs: list[Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:

@@ -167,7 +167,7 @@ def _table(study: Study, budget: str) -> list[dict[str, Any]]:
 
 def _rules(study: Study) -> list[str]:
     judged = study.judged
-    return [
+    told = [
         f"Differences are arm minus {judged['baseline']}. Every arm was tuned on the same grid by seeds of their own; "
         "the claim seeds were not looked at before. Seeds are blocks, the error is pooled over the arms, and the "
         f"intervals hold for all arms of a budget together with {judged['level']:.0%} (Dunnett).",
@@ -175,6 +175,10 @@ def _rules(study: Study) -> list[str]:
         "tests). `better` and `worse`: it excludes 0. `undecided`: neither; `seeds to decide` says how many would.",
         "A run that diverged counts as the worst loss of its budget, and its arm is never called better.",
     ]
+    if made := judged.get("made_by"):
+        of = [f"{name} {', '.join(values)}" for name, values in made.items() if values]
+        told.append(f"The runs were made by code `{judged['code_sha256'][:16]}`: {'; '.join(of) or 'not recorded'}.")
+    return told
 
 
 def markdown(study: Study, pictures: list[Picture]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import io
 import math
 import os
@@ -35,20 +34,18 @@ class Job:
     threads: int = 1
 
 
-def code_sha256() -> str:
-    """Digest of the source files that decide what a run computes."""
-    root = Path(__file__).resolve().parents[1]
-    checksum = hashlib.sha256()
-    for room in ("common", "modeling", "training"):
-        for path in sorted((root / room).rglob("*.py")):
-            checksum.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return checksum.hexdigest()
+# Where a run lies and where its samples are read from: the samples themselves count, by their own fingerprints.
+PLACES = ("output_dir", "run_name", "logging_dir", "corpus", "images", "tokenizer")
 
 
 def run_key(resolved: dict[str, Any], data: Any, code: str) -> str:
-    """The id of a run: a digest of its resolved recipe, its data and the code. The folder's place does not count."""
-    recipe = {key: value for key, value in resolved.items() if key not in ("output_dir", "run_name", "logging_dir")}
-    return digest({"recipe": recipe, "data": data, "code": code})[:12]
+    """The id of a run: a digest of its resolved recipe, its data's fingerprints and the code. No place counts."""
+    return digest({"recipe": without_places(resolved), "data": data, "code": code})[:12]
+
+
+def without_places(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe but for what may differ from machine to machine."""
+    return {key: value for key, value in resolved.items() if key not in PLACES}
 
 
 def state(folder: Path) -> State:

@@ -164,12 +164,24 @@ def seeds_for(width: float, spread: float, arms: int, *, level: float = LEVEL) -
     """The fewest seeds whose half interval is below ``width``; None above 10,000."""
     if width <= 0:
         return None
-    if half_width(spread, arms, _MOST_SEEDS, level=level) >= width:
+    count = arms - 1
+
+    def enough(seeds: int) -> bool:
+        """As ``half_width(...) < width``, without looking for a quantile."""
+        reach = width / spread / math.sqrt(2 / seeds) if spread else math.inf
+        return dunnett_p(reach, count, count * (seeds - 1)) < 1 - level
+
+    # The quantile falls with the seeds: by its last value, so many at least are not enough.
+    least = dunnett_quantile(count, count * (_MOST_SEEDS - 1), level) * spread / width
+    low = max(1, math.floor(min(2 * least**2, _MOST_SEEDS)))
+    high, step = low + 1, 1
+    while high < _MOST_SEEDS and not enough(high):
+        low, high, step = high, min(high + step, _MOST_SEEDS), 2 * step
+    if high >= _MOST_SEEDS and not enough(_MOST_SEEDS):
         return None
-    low, high = 1, _MOST_SEEDS  # low: not enough
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if half_width(spread, arms, middle, level=level) < width else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
@@ -216,7 +228,7 @@ def dunnett_p(q: float, comparisons: int, freedom: int) -> float:
     return float(min(1.0, max(0.0, 1 - scale_weight @ inside @ z_weight)))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _chi_nodes(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of sqrt(chi2 / freedom)."""
     spread = stats.chi(freedom)
@@ -233,6 +245,11 @@ def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
     return nodes, weights / weights.sum()
 
 
-def _legendre(low: float, high: float, count: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    nodes, weights = np.polynomial.legendre.leggauss(count)
+def _legendre(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = _unit_nodes()
     return (nodes + 1) / 2 * (high - low) + low, weights * (high - low) / 2
+
+
+@lru_cache(maxsize=1)
+def _unit_nodes(count: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(count)

@@ -113,7 +113,8 @@ def how(folder: Path, report: Report) -> list[str]:
             medians = [arm["median"] for arm in arms.values()]
             low, high = min(medians), max(medians)
             told.append(f"Training of a run at budget {name}x: {low:.0f} to {high:.0f} s, medians of the arms.")
-    told.append(f"Code of the runs: {report.get('code_sha256', 'not recorded')[:16]}.")
+    made = [f"{kind} {', '.join(values)}" for kind, values in report.get("made_by", {}).items() if values]
+    told.append(f"Code of the runs: {'; '.join([report.get('code_sha256', 'not recorded')[:16], *made])}.")
     return told
 
 

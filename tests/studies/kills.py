@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 
+from ibnorm_hf.studies.archive import ARCHIVE
 from recipes.benchmarks.stamp import stamped
 
 from ..faults.kills import Points
@@ -80,9 +81,9 @@ def write_study(folder: Path, text: str, base: str = BASE) -> Path:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    """The report by file; what the clock measured is no part of it."""
-    report = out / "report"
-    return {path.name: path.read_bytes() for path in sorted(report.iterdir()) if path.name != "timing.json"}
+    """The report by file; what the clock measured is no part of it: seconds, and logs that say them."""
+    clocked = ("timing.json", ARCHIVE)
+    return {path.name: path.read_bytes() for path in sorted((out / "report").iterdir()) if path.name not in clocked}
 
 
 class Here:

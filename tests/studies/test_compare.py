@@ -15,8 +15,10 @@ from ibnorm_hf.modeling.norms import RMSNorm
 from ibnorm_hf.studies.compare import open_study
 from ibnorm_hf.studies.definition import read_definition
 from ibnorm_hf.studies.executors import Local
-from ibnorm_hf.studies.plan import as_words, noise_floor, overrides, tuning
+from ibnorm_hf.studies.plan import as_words, claims, noise_floor, overrides, tuning
 from ibnorm_hf.studies.runs import execute, state
+from ibnorm_hf.training.job import pretrain
+from ibnorm_hf.training.keys.recipe import load_recipe
 
 from .kills import write_study
 
@@ -130,6 +132,17 @@ def test_a_card_takes_its_place_beside_baselines_from_the_report(tmp_path):
     assert "- l has 2 claim seeds at budget 1, fewer than 5." in text  # refused: no ranking
 
 
+def test_a_run_of_a_study_that_kept_no_weights_is_made_anew_for_its_card(undisturbed, tmp_path):
+    folder, judged, _, _ = undisturbed
+    entry = next(entry for entry in judged["runs"] if (entry["arm"], entry["phase"]) == ("l", "claim"))
+    comparison = open_study(folder / "study.yaml", folder / "out", Here(), lambda text: None)
+    run = next(run for run in claims(comparison.study, {}) if comparison.folder_of(run).name == entry["run"])
+    words = [*comparison.words(run), f"--output_dir={tmp_path / entry['run']}"]
+    pretrain(load_recipe(str(comparison.study.base), words))
+    text = write_card(tmp_path / entry["run"], study=folder / "out" / "report").read_text()
+    assert f"Study `study`, arm `l`, budget 1x, seed {entry['seed']}." in text
+
+
 def test_a_crashed_run_is_run_again_and_a_diverged_one_is_not(undisturbed):
     folder, _, made, _ = undisturbed
     run = folder / "out" / "runs" / made[-1]
@@ -234,7 +247,24 @@ def test_a_study_with_a_mistake_is_one_sentence(tmp_path, change, sentence, caps
 def test_a_run_of_the_noise_floor_is_the_claim_at_the_same_rate(tmp_path):
     comparison = open_study(write(tmp_path), tmp_path / "out", Here())
     floor = noise_floor(comparison.study)[0]
-    own = comparison.recipe(floor)[0].run.learning_rate
+    own = comparison.recipe(floor).run.learning_rate
     claim = replace(floor, rate=(own, None), phase="claim")
     assert floor.label != claim.label and comparison.folder_of(floor) == comparison.folder_of(claim)
     assert comparison.folder_of(claim) != comparison.folder_of(replace(claim, rate=(2 * own, None)))
+
+
+def test_the_samples_of_a_study_are_read_once_for_all_arms_and_budgets(tmp_path, monkeypatch):
+    from ibnorm_hf.training import text_task
+
+    read, real = [], text_task.prepare_data
+    monkeypatch.setattr(text_task, "prepare_data", lambda *words, **keys: read.append(words) or real(*words, **keys))
+    comparison = open_study(write(tmp_path), tmp_path / "out", Here(), lambda text: None)
+    comparison.plan()
+    assert comparison.check() == [] and len(comparison.audits) == 2
+    folders = {comparison.folder_of(run) for run in noise_floor(comparison.study)}
+    folders |= {comparison.folder_of(replace(run, budget=2)) for run in noise_floor(comparison.study)}
+    assert len(folders) == 10 and len(read) == 1
+    # Of a tokenizer with other rows the samples are others.
+    other = replace(noise_floor(comparison.study)[0], arm="l")
+    comparison.study.arms["l"].keys["model"] = {"vocab_size": 400}
+    assert comparison.folder_of(other) not in folders and len(read) == 2

@@ -142,3 +142,14 @@ def test_a_verdict_that_flips_between_budgets_is_reported():
 def test_what_cannot_be_compared_is_an_error(bad):
     with pytest.raises(ValueError, match=r"seeds|finite"):
         compare(bad, "base", margin=0.1)
+
+
+@pytest.mark.parametrize("arms", [2, 5, 40])
+@pytest.mark.parametrize("width", [0.004, 0.02, 0.1, 1.0])
+def test_the_seeds_for_a_width_are_the_fewest_by_the_quantile_itself(arms, width):
+    found = seeds_for(width, 0.05, arms)
+    if found is None:
+        assert half_width(0.05, arms, 10_000) >= width
+    else:
+        assert half_width(0.05, arms, found) < width
+        assert found == 2 or half_width(0.05, arms, found - 1) >= width

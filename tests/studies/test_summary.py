@@ -52,10 +52,13 @@ def test_one_study_at_each_budget(tmp_path):
     assert "- Runs: 88 done." in page and "Its file: not kept" in page and "Code of the runs: not recorded." in page
 
 
+MADE = {"commits": ["c0ffee", "c1"], "torch": ["2.0"], "transformers": []}
+
+
 def test_several_studies_among_them_refused_and_of_accuracy(tmp_path):
     put(tmp_path / "b-refused", fake_rows(TRUTH, random=2, seeds=3))
     points = {name: -100 + value for name, value in TRUTH.items()}
-    put(tmp_path / "a-points", fake_rows(points, random=3), unit=UNITS["top1"], code_sha256="ab" * 32)
+    put(tmp_path / "a-points", fake_rows(points, random=3), unit=UNITS["top1"], code_sha256="ab" * 32, made_by=MADE)
     (tmp_path / "a-points" / "study.yaml").write_text("base: x\n")
     (tmp_path / "a-points" / "timing.json").write_text(
         json.dumps({"1": {"good": {"median": 12.4}, "bad": {"median": 3}}})
@@ -65,7 +68,7 @@ def test_several_studies_among_them_refused_and_of_accuracy(tmp_path):
     assert "| not ranked: bad has 3 claim seeds at budget 1, fewer than 5;" in second and "better" not in second
     page = summary.page(tmp_path)
     assert "Its file: [study.yaml](a-points/study.yaml)." in page and "budget 1x: 3 to 12 s" in page
-    assert "Code of the runs: abababababababab." in page
+    assert "Code of the runs: abababababababab; commits c0ffee, c1; torch 2.0." in page
 
 
 def test_a_damaged_report_is_one_sentence(tmp_path):

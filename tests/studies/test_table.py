@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
 import json
+import random
 import signal
 import time
 import warnings
@@ -132,22 +133,34 @@ def test_a_loss_beyond_all_measure_diverged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arms", "seeds", "budgets", "rate"), [(4, 2490, 1, 0.001), (200, 44, 1, 0.003), (10, 94, 10, 0.003)]
+    ("arms", "seeds", "budgets", "rate", "noise"),
+    [
+        (4, 2490, 1, 0.001, 0),
+        (200, 44, 1, 0.003, 0),
+        (10, 94, 10, 0.003, 0),
+        # Undecided arms, of each of which it is asked how many seeds would decide.
+        (200, 44, 1, 0.003, 0.05),
+        (40, 44, 5, 0.003, 0.05),
+    ],
 )
-def test_ten_thousand_runs_are_judged_at_once(tmp_path, arms, seeds, budgets, rate):
+def test_ten_thousand_runs_are_judged_at_once(tmp_path, arms, seeds, budgets, rate, noise):
     """Seconds of this process, so that a busy machine does not matter; pictures of many arms are drawn, too."""
+    chance = random.Random(1)
     lines = ["arm,learning_rate,seed,loss,budget"]
     for arm in range(arms):
         for budget in range(1, budgets + 1):
             lines += [f"{arm},{r},{s},{3 + abs(r - 0.003)},{budget}" for s in (-2, -1) for r in (0.001, 0.003, 0.01)]
-            lines += [f"{arm},{rate if s % 2 else 0.003},{s},{3 + s % 7 / 100},{budget}" for s in range(seeds)]
+            values = [3 + s % 7 / 100 + chance.gauss(arm * 1e-3 * noise, noise) for s in range(seeds)]
+            lines += [f"{arm},{rate if s % 2 else 0.003},{s},{value},{budget}" for s, value in enumerate(values)]
     assert len(lines) > 9_900
     (tmp_path / "t.csv").write_text("\n".join(lines))
     begin = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         code = compare(tmp_path / "t.csv", tmp_path / "out", baseline="0")
-    assert code == (3 if rate == 0.001 else 0) and time.process_time() - begin < 10
+    assert code == (3 if rate == 0.001 else 0) and time.process_time() - begin < 5
+    arms = json.loads((tmp_path / "out" / "report.json").read_text())["arms"]
+    assert not noise or sum(arm["verdict"] == "undecided" and arm["seeds_to_decide"] > 1 for arm in arms.values()) > 20
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of a file's size on this system")

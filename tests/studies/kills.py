@@ -145,8 +145,6 @@ class Forked:
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            # Runs send their output elsewhere; where a kill came must be read here.
-            sys.stdout = os.fdopen(os.dup(1), "w")
             points = Points(fatal)
             points.arm()
             open_study(self.study, out, Here(), lambda text: None).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
@@ -118,6 +119,7 @@ class Slurm:
     at_once: int = 64
     cluster: str = "slurm"
     poll_s: float = 5.0
+    queue_s: float = 10.0  # between two looks at Slurm's queue
 
     def run(self, jobs: list[Job]) -> Iterator[tuple[Job, str | None]]:
         """As ``Executor.run``."""
@@ -141,14 +143,37 @@ class Slurm:
         threaded = [Job(**{**asdict(job), "threads": self.cpus}) for job in jobs]
         submitted = executor.map_array(SlurmJob(), threaded)
         waiting = dict(zip(threaded_ids(submitted), zip(threaded, submitted, strict=True), strict=True))
+        queue = _Queue(self.queue_s)
         while waiting:
             ended = [key for key, (_, handle) in waiting.items() if handle.done()]
             for key in ended:
                 job, handle = waiting.pop(key)
                 failure = handle.exception()
                 yield job, None if failure is None else " ".join(str(failure).split())[-300:]
+            for key in queue.lost(set(waiting)) if self.cluster == "slurm" else ():
+                yield waiting.pop(key)[0], "its Slurm job ended without a result: killed, out of memory or node lost"
             if waiting:
                 time.sleep(self.poll_s)
+
+
+class _Queue:
+    """Which jobs have left Slurm's queue. submitit asks its accounting alone, which not every Slurm has."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.asked, self.missing = seconds, time.monotonic(), set[str]()
+
+    def lost(self, jobs: set[str]) -> set[str]:
+        """Those of the jobs, none of which has a result, that were not queued twice in a row."""
+        if time.monotonic() < self.asked + self.seconds:
+            return set()
+        self.asked = time.monotonic()
+        command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+        try:
+            queued = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+        except (OSError, subprocess.SubprocessError):
+            return set()  # a controller that does not answer says nothing about a job
+        before, self.missing = self.missing, jobs - set(queued)
+        return before & self.missing
 
 
 def threaded_ids(handles: list[Any]) -> list[str]:

@@ -3,17 +3,23 @@
 
 import os
 import random
+import socket
 import subprocess
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from ibnorm_hf.studies.compare import open_study
 from ibnorm_hf.studies.executors import Slurm
+from ibnorm_hf.studies.runs import Job
 
 from ..slurm import one_node, require_slurm
 from .kills import content
 from .test_compare import STUDY, Here, write
+
+NODE = socket.gethostname().split(".")[0]
 
 
 @pytest.mark.faults
@@ -29,6 +35,24 @@ def test_a_study_under_slurm_ends_in_the_same_report(tmp_path, monkeypatch):
         judged = open_study(study, tmp_path / "there", slurm, print).run()
     assert judged["budgets"]["1"]["seeds"] == [1, 2]
     assert content(tmp_path / "there") == content(tmp_path / "here")
+
+
+@pytest.mark.faults
+def test_a_job_that_slurm_killed_is_told_and_not_waited_for(tmp_path, monkeypatch):
+    """This Slurm has no accounting, the only thing that submitit asks."""
+    require_slurm()
+    (tmp_path / "node").mkdir()
+    with one_node(tmp_path / "node") as environment:
+        for name, value in (environment | {"PYTHONPATH": os.getcwd()}).items():
+            monkeypatch.setenv(name, value)
+        subprocess.run(["scontrol", "update", f"NodeName={NODE}", "State=DRAIN", "Reason=test"], check=True)
+        jobs = [Job("absent.yaml", [], str(tmp_path / name)) for name in ("a", "b")]
+        told = Slurm(tmp_path / "jobs", minutes=10, poll_s=0.2, queue_s=1).run(jobs)
+        killer = threading.Timer(4, subprocess.run, [["scancel", "--me"]])
+        killer.start()
+        ended = {Path(job.folder).name: why for job, why in told}
+        killer.join()
+    assert set(ended) == {"a", "b"} and all("ended without a result" in why for why in ended.values())
 
 
 @pytest.mark.faults

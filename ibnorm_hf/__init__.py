@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .modeling.functional import ib_norm
     from .modeling.guard import assert_norms
     from .modeling.image_processing_ibnorm import IBNormImageProcessor
+    from .modeling.no_family import load_swapped
     from .modeling.norms import IBNorm, NormalNorm, RMSNorm
     from .modeling.replace import replace_norms, restore_norms
     from .modeling.rivals import DynamicTanh
@@ -57,6 +58,7 @@ _PUBLIC = {
     "modeling.functional": ("ib_norm",),
     "modeling.create": ("create_norm", "list_norms"),
     "modeling.image_processing_ibnorm": ("IBNormImageProcessor",),
+    "modeling.no_family": ("load_swapped",),
     "modeling.norms": ("IBNorm", "NormalNorm", "RMSNorm"),
     "modeling.rivals": ("DynamicTanh",),
     "modeling.guard": ("assert_norms",),

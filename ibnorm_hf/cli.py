@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluation_jobs(jobs)
     _add_compare_job(jobs)
     _add_analyze_job(jobs)
-    norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts")
+    norms = jobs.add_parser("norms", help="list the normalizations that norm_type accepts, or the hosts they stand in")
+    norms.add_argument("--hosts", action="store_true", help="list the model types, their classes, norm and eps")
     norms.add_argument("--format", choices=("table", "markdown"), default="table", help="default: %(default)s")
     norms.set_defaults(job=list_norms)
     add_recipe_jobs(jobs)
@@ -308,10 +309,10 @@ def push(arguments: argparse.Namespace) -> int:
 
 
 def list_norms(arguments: argparse.Namespace) -> int:
-    """Print the table of normalizations."""
-    from .hub.norm_facts import norm_table
+    """Print the table of normalizations, or of hosts."""
+    from .hub.norm_facts import host_table, norm_table
 
-    print("\n".join(norm_table(arguments.format)))
+    print("\n".join((host_table if arguments.hosts else norm_table)(arguments.format)))
     return 0
 
 

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import is_vision_available
 
 from . import FAMILIES
-from .modeling.identity import share_refusal
 from .modeling.image_processing_ibnorm import IBNormImageProcessor
+from .modeling.refusals import share_refusals
 from .modeling.stock_decay import share_decay_list
 
 # Which Auto class builds a model is said by how its name ends: in ForTASK, or as here.
@@ -46,4 +46,4 @@ for _name in FAMILIES:
     _register(import_module(f".modeling.modeling_ibnorm_{_name}", __package__))
 
 share_decay_list()
-share_refusal()
+share_refusals()

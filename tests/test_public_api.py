@@ -23,8 +23,8 @@ IBNormImageProcessor IBNormMistralConfig IBNormMistralForCausalLM IBNormMistralF
 IBNormMistralForSequenceClassification IBNormMistralForTokenClassification IBNormMistralModel
 IBNormResNetBackbone IBNormResNetConfig IBNormResNetForImageClassification IBNormResNetModel
 IBNormViTConfig IBNormViTForImageClassification IBNormViTModel IBSyncBatchNorm2d NormalNorm RMSNorm __version__
-assert_norms convert create_norm evaluate_perplexity export ib_norm list_norms load_recipe pretrain register_compression
-replace_norms restore_norms NormTelemetry
+assert_norms convert create_norm evaluate_perplexity export ib_norm list_norms load_recipe load_swapped pretrain
+register_compression replace_norms restore_norms NormTelemetry
 """
 
 NEW_PROCESS = """

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 import ibnorm_hf
+from ibnorm_hf.cli import main
 from ibnorm_hf.hub.norm_facts import norm_table
 from ibnorm_hf.modeling.create import list_norms
+
+from .hosts import HOSTS
 
 BUILT_IN = list_norms("batch")
 
@@ -68,8 +71,15 @@ def test_links_and_files_exist(page):
         assert (ROOT / path).exists() or Path(path).stem == "X", path  # X stands for any
 
 
-def test_every_family_is_named():
-    norms = (ROOT / "recipes" / "NORMS.md").read_text()
-    for family in ibnorm_hf.FAMILIES:
-        assert f"`ibnorm_{family}`" in norms, family
-        assert re.search(rf"host's: [\w, ]*\b{family}\b", README.replace("\n", " ")), family
+def test_every_family_is_listed(capsys):
+    assert "ibnorm-hf norms --hosts" in README and "ibnorm-hf norms --hosts" in (ROOT / "recipes/NORMS.md").read_text()
+    assert main(["norms", "--hosts"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(lines) == {f"ibnorm_{family}" for family in ibnorm_hf.FAMILIES}
+    for name, host in HOSTS.items():
+        line = lines[f"ibnorm_{name}"]
+        assert all(cls.__name__ in line for cls in host.heads.values())
+        eps = re.search(r"\w+_eps\w*|1e-5", line)[0]
+        assert eps == "1e-5" if host.area == "batch" else hasattr(host.vanilla(), eps)
+    assert main(["norms", "--hosts", "--format", "markdown"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(lines)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 
 from ..modeling.compression import get_compression
 from ..modeling.create import get_spec, list_norms
 from ..modeling.specs import STATUSES
+from ..registration import _MODELS
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,29 @@ def norm_table(style: str = "table") -> list[str]:
     rows = [_row(name) for name in list_norms("batch")]
     if style == "markdown":
         head = ("`norm_type`", "class", "what it does", "formula", "status", "starts at", "options")
-        cells = [head, ("---",) * len(head), *(_markdown(row) for row in rows)]
-        return [f"| {' | '.join(line)} |" for line in cells]
-    shown = [(name, meaning, status, start) for name, _, meaning, _, status, start, _ in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in shown]
+        return _markdown_table(head, [_markdown(row) for row in rows])
+    return _aligned([(name, meaning, status, start) for name, _, meaning, _, status, start, _ in rows])
+
+
+def host_table(style: str = "table") -> list[str]:
+    """The registered hosts as lines of text, one model type each: its classes, and the field of its eps."""
+    rows = []
+    for config, heads in sorted(_MODELS.items(), key=lambda entry: str(entry[0].model_type)):
+        eps = [f.name for f in fields(config) if re.fullmatch(r"\w+_norm_eps(ilon)?", f.name)]
+        classes = dict.fromkeys(cls.__name__ for cls in heads.values())
+        rows.append((config.model_type, ", ".join(classes), eps[0] if eps else "1e-5, BatchNorm's"))
+    if style == "markdown":
+        return _markdown_table(("model type", "classes", "eps"), rows)
+    return _aligned([(kind, eps, classes) for kind, classes, eps in rows])
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *rows)]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _row(name: str) -> tuple[str, str, str, str, str, str, str]:

@@ -9,11 +9,12 @@ from transformers import initialization as init
 
 from .batch_norms import BatchAreaNorm
 from .create import get_spec
-from .identity import FAMILIES, Swapped
+from .identity import FAMILIES
+from .no_family import PLACES, Swapped
 from .norms import TokenNorm
 from .private_transformers import is_initialized, require_initialization
-from .replace import swap_norms
 from .scaled_embedding import ScaledEmbedding, scale_embeddings
+from .swap import swap_norms
 
 
 class IBNormMixin(Swapped):
@@ -28,6 +29,11 @@ class IBNormMixin(Swapped):
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         require_initialization()
+        if not hasattr(config, "norm_options"):  # code that came with a checkpoint has classes of its own
+            raise ValueError(
+                f"{type(self).__name__} takes the norms that its config says, and a {type(config).__name__} says none; "
+                f"give a {self.config_class.__name__}"  # type: ignore[attr-defined]
+            )
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         swap_norms(self, {"norm_type": config.norm_type, **config.norm_options()})  # type: ignore[arg-type]
         if config.norm_embedding_scale:
@@ -47,7 +53,9 @@ class IBNormMixin(Swapped):
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
         offset = getattr(get_spec(config.norm_type).classes.get("token"), "gain_offset", 0.0)
         if pretrained_model_name_or_path is not None and config.norm_affine and offset != config.host_gain_offset:
-            stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **_where(kwargs))
+            stored, _ = PreTrainedConfig.get_config_dict(
+                pretrained_model_name_or_path, **{k: v for k, v in kwargs.items() if k in PLACES}
+            )
             if stored.get("model_type") != type(config).model_type:
                 raise ValueError(
                     f"{pretrained_model_name_or_path} holds a {stored.get('model_type')}, whose norms write their gain "
@@ -72,11 +80,6 @@ class IBNormMixin(Swapped):
 
 
 _GAIN = {0.0: "w", 1.0: "1 + w"}
-
-
-def _where(options: dict[str, Any]) -> dict[str, Any]:
-    kept = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    return {name: options[name] for name in kept if name in options}
 
 
 class IBNormHeadMixin(IBNormMixin):

@@ -4,8 +4,18 @@
 from dataclasses import dataclass, field
 
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .identity import Identity
+
+@dataclass(frozen=True)
+class Identity:
+    """What a model was called before a swap, and what it is called since."""
+
+    model: PreTrainedModel
+    old_class: type
+    old_config: PreTrainedConfig
+    new_config: PreTrainedConfig
+    old_names: tuple[str, str]
 
 
 @dataclass(frozen=True)

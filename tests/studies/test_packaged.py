@@ -28,7 +28,8 @@ SIZES = {
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_of_the_package_can_be_read(path):
     study = read_definition(path)
-    assert study.base.is_file() and len(study.claim_seeds) >= 5
+    # Fewer than five seeds are refused a ranking; a study that only makes runs for others to read says so.
+    assert study.base.is_file() and (len(study.claim_seeds) >= 5 or "No ranking" in path.read_text())
 
 
 @pytest.mark.parametrize("path", TEXT, ids=lambda path: path.stem)

@@ -35,6 +35,35 @@ TRAINING = Parts(
     ),
 )
 
+CHAT = Parts("transformers", SEEN, ("transformers.utils.chat_template_utils:render_jinja_template",))
+
+
+def render_template(
+    template: str, messages: list[dict[str, Any]], special: dict[str, Any], *, marks: bool = False, prompt: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text that a chat template makes of messages, in the sandbox of transformers.
+
+    Args:
+        template: Jinja.
+        messages: turns, {role, content, ...}.
+        special: special tokens of the tokenizer by their names, which the template may use.
+        marks: also find what stands between ``{% generation %}`` and ``{% endgeneration %}``.
+        prompt: end with the beginning of a turn of the assistant.
+
+    Returns:
+        The text, and with ``marks`` the ranges of characters (first, last) between them.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: Any = render_jinja_template(
+        conversations=[messages],
+        chat_template=template,
+        return_assistant_tokens_mask=marks,
+        add_generation_prompt=prompt,
+        **special,
+    )
+    return rendered[0][0], rendered[1][0] if marks else []
+
 
 @contextmanager
 def one_sequence_a_row() -> Iterator[None]:

@@ -44,7 +44,10 @@ class Environment(TypedDict, total=False):
 
 
 class Corpus(TypedDict, total=False):
-    """Where the data came from. ``kind`` is embedded, files or hub; a hub corpus has name, split and revision."""
+    """Where the data came from. ``kind`` is embedded, files or hub; a hub corpus has name, split and revision.
+
+    A list or a mixture has ``sources``, each of them such a mapping with what was taken of it.
+    """
 
     kind: str
     name: str
@@ -53,6 +56,9 @@ class Corpus(TypedDict, total=False):
     revision: str | None
     files: int
     bytes_on_disk: int | None
+    sources: list[dict[str, Any]]
+    seed: int
+    stopping_strategy: str
 
 
 class Shard(TypedDict, total=False):
@@ -79,6 +85,7 @@ class Data(TypedDict, total=False):
     """data.json: what a run was trained and validated on."""
 
     corpus: Corpus
+    validation_corpus: Corpus
     documents: int
     fingerprints: dict[str, Any]
     train: Part

@@ -13,6 +13,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from .. import registration
 from ..common import strict_json, strict_yaml
+from ..common.corpus import corpus_label, corpus_names, corpus_sources
 from ..common.errors import UserError
 from ..common.run import CARD, EVAL_RESULTS, LOSS_CURVE, mean_speed
 from ..modeling.compression import get_compression, list_compressions
@@ -39,6 +40,10 @@ _EMBEDDED = (
     "software, different with the versions installed. The text stays under its authors' licences and is not "
     "distributed with this model."
 )
+_SEVERAL = {
+    False: "{count} sources, one after another.",
+    True: "A mixture of {count} sources, drawn document by document so that training tokens keep the shares below.",
+}
 
 
 def write_card(
@@ -102,9 +107,9 @@ def _task(facts: Facts) -> tuple[str, str]:
 
 
 def _metadata(facts: Facts) -> ModelCardData:
-    corpus = facts.data.get("corpus", {})
+    hub = [one["name"] for one in _sources(facts) if one.get("kind") == "hub"]
     results = entries(facts, _task(facts)[1])
-    embedded = facts.recipe.get("corpus") == "embedded"
+    embedded = corpus_names(facts.recipe.get("corpus")) == ["embedded"]
     norm = facts.config.get("norm_type")
     return ModelCardData(
         model_name=facts.name if results else None,
@@ -118,7 +123,7 @@ def _metadata(facts: Facts) -> ModelCardData:
         pipeline_tag=_task(facts)[1],
         # A vanilla baseline is no IBNorm model, and must not be found as one.
         tags=[*(["ibnorm", norm] if norm else []), str(facts.config.get("model_type"))],
-        datasets=[corpus["name"]] if corpus.get("kind") == "hub" else None,
+        datasets=sorted(set(hub)) or None,
         metrics=sorted({r.metric_type for r in results}) or None,
     )
 
@@ -211,8 +216,10 @@ def _likeness(facts: Facts) -> str:
 
 def _data(facts: Facts) -> dict[str, Any]:
     corpus = facts.data.get("corpus", {})
-    if facts.recipe.get("corpus") == "embedded":
+    if corpus_names(facts.recipe.get("corpus")) == ["embedded"]:
         text = _EMBEDDED
+    elif "sources" in corpus:
+        text = _SEVERAL[corpus.get("kind") == "mixture"].format(count=len(corpus_sources(corpus)))
     elif corpus.get("kind") == "hub":
         text = f"Data set [`{corpus['name']}`](https://huggingface.co/datasets/{corpus['name']}) of the Hub."
     elif corpus:
@@ -222,15 +229,44 @@ def _data(facts: Facts) -> dict[str, Any]:
     train, validation = facts.data.get("train", {}), facts.data.get("validation", {})
     if facts.unit == "image":
         return {"text": text, "rows": _image_rows(facts)}
-    rows = [(k.replace("_", " "), number(v)) for k, v in corpus.items() if v is not None and k not in ("path", "kind")]
+    hidden = ("path", "kind", "sources")
+    rows = [(k.replace("_", " "), number(v)) for k, v in corpus.items() if v is not None and k not in hidden]
+    rows += _source_rows(corpus)
+    if (own := facts.recipe.get("validation_corpus")) is not None:
+        rows.append(("validation text", corpus_label(own)))
     rows += [
         ("documents", number(facts.data.get("documents"))),
         ("training tokens", number(train.get("tokens"))),
         ("bytes a token", number(train.get("bytes_per_token"))),
-        ("validation tokens, held out", number(validation.get("tokens"))),
+        (f"validation tokens, {'of its own text' if own else 'held out'}", number(validation.get("tokens"))),
         ("SHA-256 of the validation set", validation.get("sha256", NOT_MEASURED)),
     ]
     return {"text": text, "rows": rows}
+
+
+def _sources(facts: Facts) -> list[dict[str, Any]]:
+    """Every source of the training and of the validation text."""
+    data: dict[str, Any] = {**facts.data}
+    return [one for key in ("corpus", "validation_corpus") for one in corpus_sources(data.get(key))]
+
+
+def _source_rows(corpus: Any) -> list[tuple[str, str]]:
+    """A row a source of a list or mixture: what was really taken of it."""
+    if "sources" not in corpus:
+        return []
+    sources = corpus_sources(corpus)
+    whole = sum(one.get("training_tokens") or 0 for one in sources)
+    rows = []
+    for one in sources:
+        taken = one.get("training_tokens")
+        words = [f"{number(one.get('documents'))} documents", f"{number(taken)} training tokens"]
+        if taken is not None and whole:
+            asked = f", {one['share']:.2%} asked" if isinstance(one.get("share"), float) else ""
+            words.append(f"{taken / whole:.2%} of them{asked}")
+        words += [f"read {one['passes']} times to its end"] if (one.get("passes") or 0) > 1 else []
+        words += [f"commit {one['commit']}"] if one.get("commit") else []
+        rows.append((f"source `{one.get('name', 'unknown')}`", ", ".join(words)))
+    return rows
 
 
 def _image_rows(facts: Facts) -> list[tuple[str, str]]:
@@ -293,6 +329,6 @@ def _limits(facts: Facts) -> str:
             f"It saw {tokens / facts.parameters:.2g} tokens a parameter, far below what language models of its size "
             "are usually given: its text is not to be relied on."
         )
-    if facts.recipe.get("corpus") == "embedded":
+    if corpus_names(facts.recipe.get("corpus")) == ["embedded"]:
         lines.append("Its text is technical English about software; scores on it say little about other text.")
     return "\n\n".join(lines)

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from ..common import strict_yaml
+from ..common.corpus import corpus_label
 from .facts import Facts
 from .results import MEASURES, is_full
 
@@ -26,13 +27,15 @@ _DATASETS = {
 def entries(facts: Facts, task: str) -> list[EvalResult]:
     """Every score for ``model-index``: validation on the held-out part of the corpus, leaderboard tasks raw."""
     corpus = facts.data.get("corpus", {})
-    hub = corpus.get("kind") == "hub"
-    name = corpus["name"] if hub else facts.recipe.get("corpus", "unknown")
+    own = facts.recipe.get("validation_corpus")
+    hub = corpus.get("kind") == "hub" and own is None
+    name = corpus["name"] if hub else corpus_label(own or facts.recipe.get("corpus"))
+    part = "all of it" if own else corpus.get("split") if hub else "held out"
     out = [
         EvalResult(
             task_type=task,
             dataset_type=name,
-            dataset_name=f"{name}, held out" if not hub else f"{name}, {corpus.get('split')}",
+            dataset_name=f"{name}, {part}",
             dataset_revision=corpus.get("revision") if hub else None,
             metric_type=key,
             metric_name=label,

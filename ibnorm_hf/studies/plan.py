@@ -49,7 +49,7 @@ def as_words(keys: dict[str, Any]) -> list[str]:
     for key, value in keys.items():
         if key == "model" and isinstance(value, dict):
             out += as_words({f"model.{k}": v for k, v in value.items()})
-        elif isinstance(value, list) and not key.startswith("model."):
+        elif isinstance(value, list) and not key.startswith("model.") and not any(isinstance(v, dict) for v in value):
             out += [f"--{key}", *map(str, value)]
         else:
             text = json.dumps(value) if isinstance(value, dict | list | bool) or value is None else str(value)

@@ -29,6 +29,7 @@ from .memory import fitting
 from .model.build import build_config, build_trained_model, lambda_schedule, vocab_size
 from .model.trained_part import frozen_sha256, is_adapter
 from .plan import make_plan
+from .text.corpora import look
 from .text.prepare import PreparedData, prepare_data
 
 _CALIBRATION_BLOCKS = 8  # training blocks on which `start: auto` and `unit: spread` are measured
@@ -82,6 +83,7 @@ class TextTask:
             UserError: it does not fit into memory, and neither ``dry`` nor the key force is set.
         """
         require_writable_cache()
+        look(self.recipe.data)
         return fitting(make_plan(self.recipe), self.recipe, dry=dry)
 
     @cached_property

@@ -60,11 +60,14 @@ def test_there_are_commands_of_every_kind():
 
 
 @pytest.mark.parametrize("job, words", COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value))
-def test_the_command_is_taken_as_it_stands(job, words, model, monkeypatch, capsys):
+def test_the_command_is_taken_as_it_stands(job, words, model, tmp_path, monkeypatch, capsys):
     """Nothing is trained here: recipes are planned, which reads neither data nor network."""
     monkeypatch.chdir(ROOT)
     stands_for = {"MODEL": str(model), "converted": str(model), "PATH/fashion-mnist": "digits"}
     stands_for |= dict.fromkeys(("FILE", "some.txt"), str(ROOT / "LICENSE"))
+    for word in ("CHATS", "HELD"):
+        (tmp_path / f"{word}.jsonl").write_text('{"messages": []}\n')
+        stands_for[word] = str(tmp_path / f"{word}.jsonl")
     given = [stands_for.get(word, word) for word in words if word != "--dry_run"]
     assert main([job, *given, "--dry_run"]) == 0
     assert "recipe:" in capsys.readouterr().out

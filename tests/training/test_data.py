@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
-from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import batches, packing
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.blocks import BlockWriter, blocks_sha256, load_blocks
 from ibnorm_hf.training.text.tidy import tidy_cache
@@ -82,7 +82,7 @@ def test_token_budget_is_a_bound(tmp_path: Path):
 
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch):
     path = corpus(tmp_path)
-    monkeypatch.setattr(packing, "BATCH_CHARS", 500)
+    monkeypatch.setattr(batches, "BATCH_CHARS", 500)
     monkeypatch.setattr(packing, "SHARD_TOKENS", 800)
     whole = prepare(path, validation_tokens=9_000)
     assert len(whole.description["train"]["shards"]) > 4

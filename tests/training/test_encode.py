@@ -15,7 +15,7 @@ import pytest
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.folder.failures import told
 from ibnorm_hf.training.keys.arguments import DataArguments
-from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import batches
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.encode import Encoder
 from ibnorm_hf.training.text.tokenizer import train_bpe
@@ -42,7 +42,7 @@ def test_ids_do_not_depend_on_the_workers(tokenizer):
 
 
 def test_blocks_do_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(packing, "BATCH_CHARS", 400)
+    monkeypatch.setattr(batches, "BATCH_CHARS", 400)
     lines = [json.dumps({"text": text}) for text in TEXTS]
     # Broken lines all along: those beyond the budget are read ahead by workers, and no part of the blocks.
     lines = [line for text in lines for line in (text, "{broken")]

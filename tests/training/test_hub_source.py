@@ -12,7 +12,7 @@ import pytest
 from ibnorm_hf.common import hub_commit
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
-from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import batches, packing
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.sources import hub as hub_module
 from ibnorm_hf.training.text.sources.registry import open_source
@@ -72,7 +72,7 @@ def test_the_validation_split_is_the_data_sets_own(hub):
 
 
 def test_a_killed_stream_goes_on_where_it_was(hub):
-    hub.setattr(packing, "BATCH_CHARS", 300)
+    hub.setattr(batches, "BATCH_CHARS", 300)
     hub.setattr(packing, "SHARD_TOKENS", 400)
     keys = {"token_budget": 4000, "validation_split": "validation", "block_size": 8}
     whole = prepare(**keys)
@@ -145,7 +145,7 @@ def test_a_stream_that_breaks_off_is_taken_up_at_the_record_reached(breaking, at
 )
 def test_a_stream_that_stays_broken_is_one_sentence_and_goes_on_later(breaking, monkeypatch, error, attempts):
     waits = breaking(error, times=10**9)
-    monkeypatch.setattr(packing, "BATCH_CHARS", 3000)
+    monkeypatch.setattr(batches, "BATCH_CHARS", 3000)
     keys = {"token_budget": 80_000, "validation_fraction": 0.4}
     tokenizer = {"tokenizer_vocab_size": 257}
     breaking(error, times=0)

@@ -24,7 +24,7 @@ from ibnorm_hf.training.keys.recipe import Recipe, load_recipe
 from ibnorm_hf.training.loop.objective import TextObjective
 from ibnorm_hf.training.loop.order import SampleOrder
 from ibnorm_hf.training.model.build import build_config, build_model
-from ibnorm_hf.training.text import packing
+from ibnorm_hf.training.text import batches, packing
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.sources.registry import open_source
 
@@ -107,7 +107,7 @@ def test_masks_are_undone_exactly():
 
 
 def test_blocks_do_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(packing, "BATCH_CHARS", 400)
+    monkeypatch.setattr(batches, "BATCH_CHARS", 400)
     records = [(ask * (1 + 9 * (i % 5 == 0)), tell) for i, (ask, tell) in enumerate(RECORDS)]
     path, prepared = write(tmp_path / "many.jsonl", records), []
     for workers in (1, 3):
@@ -122,7 +122,7 @@ def test_blocks_do_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
 
 @pytest.mark.parametrize("die_at", [6, 15, 16])
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch, die_at: int):
-    monkeypatch.setattr(packing, "BATCH_CHARS", 200)
+    monkeypatch.setattr(batches, "BATCH_CHARS", 200)
     monkeypatch.setattr(packing, "SHARD_TOKENS", 300)
     monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
     records = [(ask * (1 + 9 * (i % 5 == 0)), tell) for i, (ask, tell) in enumerate(RECORDS)]
@@ -149,7 +149,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch, 
 
 
 def test_a_killed_stream_goes_on_where_it_was(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(packing, "BATCH_CHARS", 200)
+    monkeypatch.setattr(batches, "BATCH_CHARS", 200)
     monkeypatch.setattr(packing, "SHARD_TOKENS", 300)
     files, load = str(write(tmp_path / "stream.jsonl")), datasets.load_dataset
     monkeypatch.setattr(

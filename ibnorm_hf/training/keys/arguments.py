@@ -14,6 +14,8 @@ from typing import ClassVar
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+SAMPLES = ("document", "paragraph", "line")  # of sample_by
+
 
 @dataclass
 class ModelArguments:
@@ -105,12 +107,25 @@ class DataArguments:
     # How a global batch of text is cut into micro-batches changes nothing but rounding.
     also_bound: ClassVar[frozenset[str]] = frozenset()
     free: ClassVar[frozenset[str]] = frozenset({"max_bad_records", "prepare_workers"})
+    # Keys that came later: at their defaults they leave the id of a run as it was without them.
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"corpus_seed", "corpus_stopping_strategy", "validation_corpus", "sample_by", "messages_column"}
+        | {"chat_template"}
+    )
 
-    corpus: str = field(
+    corpus: str | list[str | dict] = field(
         default="embedded",
         metadata={
-            "help": "`embedded`, a local file or folder (txt, jsonl, json, parquet, csv, also .gz, .xz, .bz2, .zst), "
-            "or the name of a data set on the Hub."
+            "help": "`embedded`, a local file, folder or pattern (data/*.jsonl), a data set on the Hub, a list of "
+            "them, or a mixture by tokens: [{name: a.txt, weight: 7}, {name: b/, weight: 3}]."
+        },
+    )
+    corpus_seed: int = field(default=0, metadata={"help": "Seed of the order in which a mixture draws documents."})
+    corpus_stopping_strategy: str = field(
+        default="first_exhausted",
+        metadata={
+            "help": "When a mixture of the corpus ends: first_exhausted, or all_exhausted, which reads a source that "
+            "has run out again until each has been read once."
         },
     )
     corpus_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set, e.g. `en`."})
@@ -120,6 +135,17 @@ class DataArguments:
         default=None,
         metadata={"help": "Split of a Hub data set to validate on; null holds out pieces of the training split."},
     )
+    validation_corpus: None | str | list[str | dict] = field(  # noqa: RUF036 - as HfArgumentParser needs it
+        default=None,
+        metadata={
+            "help": "Text of its own to validate on, named as `corpus` is, without weights; null holds out pieces of "
+            "the corpus."
+        },
+    )
+    sample_by: str = field(
+        default="document",
+        metadata={"help": "What is one document in plain text: `document`, the whole file; `paragraph`; or `line`."},
+    )
     text_column: str = field(default="text", metadata={"help": "Column or key that holds the text."})
     prompt_column: str | None = field(
         default=None,
@@ -128,6 +154,17 @@ class DataArguments:
     completion_column: str | None = field(
         default=None,
         metadata={"help": "Column or key of the text that follows a prompt; the loss falls on its tokens alone."},
+    )
+    messages_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column or key of conversations, lists of {role, content}, e.g. `messages`: the tokenizer's chat "
+            "template makes text of them, and the loss falls on the assistant's turns alone."
+        },
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "`chatml`, or a file with a Jinja chat template; null takes the tokenizer's own."},
     )
     tokenizer: str = field(
         default="train",
@@ -152,6 +189,16 @@ class DataArguments:
         default=None,
         metadata={"help": "Processes that tokenize; the blocks do not depend on it. null: one a core, at most 8."},
     )
+
+    @property
+    def held_out(self) -> float | None:
+        """The share of the text that is held out; None where the validation text is another."""
+        return None if self.validation_split or self.validation_corpus else self.validation_fraction
+
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens are read and not predicted."""
+        return self.prompt_column is not None or self.messages_column is not None
 
 
 @dataclass

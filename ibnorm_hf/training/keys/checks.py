@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ...common.corpus import corpus_names
 from ...common.errors import UserError
-from .arguments import DataArguments, ModelArguments, RunArguments
+from .arguments import SAMPLES, DataArguments, ModelArguments, RunArguments
+from .corpora import corpus_entries
 from .reading import Asked
 from .schedule import LambdaSchedule
 
@@ -99,19 +101,46 @@ def check_values(data: Any, run: RunArguments, asked: Asked) -> None:
 
 
 def _text_rules(data: DataArguments) -> list[tuple[str, bool, str]]:
-    prompts = data.prompt_column is not None
+    prompts, chat = data.prompt_column is not None, data.messages_column is not None
+    names = corpus_names(data.corpus)
     return [
+        *_corpus_rules(data),
         ("prompt_column", not prompts or data.completion_column is not None, "needs completion_column beside it"),
         ("completion_column", data.completion_column is None or prompts, "needs prompt_column beside it"),
         ("completion_column", not prompts or data.completion_column != data.prompt_column, "is prompt_column too"),
         ("text_column", not prompts or data.text_column == "text", "and prompt_column exclude each other"),
-        ("prompt_column", not prompts or data.corpus != "embedded", "needs columns: the embedded corpus has none"),
+        ("prompt_column", not prompts or "embedded" not in names, "needs columns: the embedded corpus has none"),
+        ("messages_column", not (chat and prompts), "and prompt_column exclude each other"),
+        ("text_column", not chat or data.text_column == "text", "and messages_column exclude each other"),
+        ("messages_column", not chat or "embedded" not in names, "needs columns: the embedded corpus has none"),
+        ("chat_template", chat or data.chat_template is None, "needs messages_column: the column of conversations"),
         ("block_size", data.block_size > 1, "must be at least 2"),
         ("token_budget", data.token_budget is None or data.token_budget >= data.block_size, "must hold a block"),
         ("validation_tokens", data.validation_tokens >= data.block_size, "must hold at least one block"),
         ("validation_fraction", 0 < data.validation_fraction < 0.5, "must lie between 0 and 0.5"),
         ("max_bad_records", data.max_bad_records >= 0, "must not be negative"),
         ("prepare_workers", data.prepare_workers is None or data.prepare_workers > 0, "must be at least 1"),
+    ]
+
+
+def _corpus_rules(data: DataArguments) -> list[tuple[str, bool, str]]:
+    faults = []
+    for key, value, weighted in (("corpus", data.corpus, True), ("validation_corpus", data.validation_corpus, False)):
+        try:
+            if value is not None:
+                corpus_entries(value, weighted=weighted)
+        except ValueError as error:
+            faults.append((key, False, str(error)))
+    ends = ("first_exhausted", "all_exhausted")
+    return [
+        *faults,
+        (
+            "validation_corpus",
+            not (data.validation_corpus and data.validation_split),
+            "and validation_split exclude each other",
+        ),
+        ("corpus_stopping_strategy", data.corpus_stopping_strategy in ends, f"must be {' or '.join(ends)}"),
+        ("sample_by", data.sample_by in SAMPLES, f"must be {', '.join(SAMPLES[:-1])} or {SAMPLES[-1]}"),
     ]
 
 

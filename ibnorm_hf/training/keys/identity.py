@@ -52,7 +52,10 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_id(recipe: Recipe) -> str:
     """Short digest of `identity`."""
-    return digest(_canonical(identity(resolved(recipe))))[:16]
+    defaults = {f.name: f.default for f in dataclasses.fields(recipe.data)}
+    later: frozenset[str] = getattr(recipe.data, "later", frozenset())
+    found = identity(resolved(recipe))
+    return digest(_canonical({k: v for k, v in found.items() if k not in later or v != defaults[k]}))[:16]
 
 
 def _canonical(value: Any) -> Any:

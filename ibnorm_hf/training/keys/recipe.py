@@ -20,6 +20,7 @@ from ... import FAMILIES
 from ...common.errors import UserError
 from .arguments import ModelArguments, RunArguments
 from .checks import check_start, check_values
+from .corpora import beside
 from .files import locate
 from .launch import check_launch, take_environment
 from .reading import Asked, known_keys, read
@@ -83,22 +84,28 @@ def load_recipe(path: str | Path, arguments: list[str] | None = None) -> Recipe:
 
 
 # Keys that may name a local path, and the words of them that do not.
-_PATHS = {"corpus": ("embedded",), "images": ("digits",), "tokenizer": ("train",), "pretrained": ()}
+_PATHS = {
+    "corpus": ("embedded",),
+    "validation_corpus": ("embedded",),
+    "chat_template": ("chatml",),
+    "images": ("digits",),
+    "tokenizer": ("train",),
+    "pretrained": (),
+}
 
 
 def _look_beside(asked: Asked) -> None:
     """Take a relative path of a recipe file from where that lies; from the current folder if nothing is there."""
     for key, words in _PATHS.items():
         value, file = asked.values.get(key), Path(asked.where.get(key, ""))  # of the recipe or of its base
-        if not isinstance(value, str) or value in words or not file.is_file():
+        if not isinstance(value, (str, list)) or value in words or not file.is_file():
             continue
-        found = file.parent / value
+        found = file.parent / str(value)
         model = key in ("tokenizer", "pretrained") and found.is_dir()
         # A folder of recipes may bear the name of a model of the Hub.
         if model and not any(found.glob("*.json")) and not any(found.glob("*.gguf")):
             continue
-        if found.exists() and not (Path(value).exists() and found.samefile(value)):
-            asked.values[key] = str(found)
+        asked.values[key] = beside(value, file.parent, words)
 
 
 def _validate_before(model: ModelArguments, data: Any, run: RunArguments, asked: Asked) -> None:

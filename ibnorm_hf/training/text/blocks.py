@@ -54,15 +54,20 @@ class BlockWriter:
         """Whether ``max_blocks`` is reached."""
         return self.max_blocks is not None and self.blocks >= self.max_blocks
 
-    def add(self, tokens: Sequence[int] | np.ndarray, text_bytes: int) -> None:
-        """Append the tokens of a text of ``text_bytes`` bytes; ignored once full. Masked tokens belong to no text."""
+    def add(self, tokens: Sequence[int] | np.ndarray, text_bytes: int) -> int:
+        """Append the tokens of a text of ``text_bytes`` bytes; ignored once full. Masked tokens belong to no text.
+
+        Returns how many of them there is room for.
+        """
         if self.full or len(tokens) == 0:
-            return
+            return 0
+        before = self._written_blocks * self.block_size + self.pending_tokens
         stored = np.asarray(tokens, dtype=self.dtype)
         self._pending.append(stored)
         self.pending_tokens += len(stored)
         self.text_bytes += text_bytes
         self.text_tokens += int(np.count_nonzero(stored >= 0))
+        return len(stored) if self.max_blocks is None else min(len(stored), self.max_blocks * self.block_size - before)
 
     def flush(self) -> None:
         """Write all whole blocks held as one more shard; no-op without any."""

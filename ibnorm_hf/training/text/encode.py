@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import IO, Any, TypeVar
@@ -25,11 +25,13 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
+# A text, or (text, [(first, last), ...]): the ranges of its characters outside of which tokens are masked.
+Item = str | tuple[str, list[tuple[int, int]]]
 _LENGTH = struct.Struct("<Q")
 
 
 class Encoder:
-    """Encodes batches of texts by a tokenizer, in order, with at most ``workers + 1`` batches in memory.
+    """Encodes batches of items by a tokenizer, in order, with at most ``workers + 1`` batches in memory.
 
     Tokenizers without a Rust backend are called in this process, whatever ``workers`` is.
     """
@@ -64,17 +66,15 @@ class Encoder:
         for process in self._processes:
             process.communicate()
 
-    def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, by this process."""
+    def __call__(self, texts: list[Item]) -> list[np.ndarray]:
+        """Ids of each item, by this process; ids outside of an item's spans are masked, as ``~id``."""
         if self._backend is not None:
-            return [
-                np.asarray(e.ids, np.int32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)
-            ]
+            return _ids(self._backend, texts)
         ids = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return [np.asarray(row, np.int32) for row in ids]
 
-    def map(self, batches: Iterable[tuple[list[str], T]]) -> Iterator[tuple[list[np.ndarray], T]]:
-        """Encode (texts, anything) pairs; yields (ids, the same thing) in the order given."""
+    def map(self, batches: Iterable[tuple[list[Item], T]]) -> Generator[tuple[list[np.ndarray], T], None, None]:
+        """Encode (items, anything) pairs; yields (ids, the same thing) in the order given."""
         if self.workers == 1:
             for texts, extra in batches:
                 yield self(texts), extra
@@ -90,7 +90,7 @@ class Encoder:
                 future, done = waiting.popleft()
                 yield future.result(), done
 
-    def _ask(self, texts: list[str]) -> list[np.ndarray]:
+    def _ask(self, texts: list[Item]) -> list[np.ndarray]:
         process = self._free.get()
         try:
             assert process.stdin is not None and process.stdout is not None
@@ -103,6 +103,26 @@ class Encoder:
         finally:
             self._free.put(process)  # a dead one too: whoever gets it fails at once instead of waiting for ever
         return np.split(ids, np.cumsum(lengths)[:-1])
+
+
+def _ids(backend: Any, items: list[Item]) -> list[np.ndarray]:
+    if not items or isinstance(items[0], str):
+        return [np.asarray(e.ids, "<i4") for e in backend.encode_batch_fast(items, add_special_tokens=False)]
+    texts, spans = [item[0] for item in items], [item[1] for item in items]
+    encoded = backend.encode_batch(texts, add_special_tokens=False)
+    return [_masked(one, inside) for one, inside in zip(encoded, spans, strict=True)]
+
+
+def _masked(encoded: Any, spans: Any) -> np.ndarray:
+    """The ids of one text; those that have no character within a span are masked."""
+    ids = np.asarray(encoded.ids, "<i4")
+    starts, ends = np.asarray(encoded.offsets, np.int64).reshape(-1, 2).T
+    inside = np.zeros(len(ids), bool)
+    for first, last in spans:
+        inside |= (starts < last) & (ends > first)
+        # White space that a tokenizer leaves out of its places stands at the end of what it belongs to.
+        inside |= (starts == ends) & (first < starts) & (starts <= last)
+    return np.where(inside, ids, ~ids)
 
 
 def _plain(text: str) -> Any:
@@ -134,8 +154,7 @@ def _receive(stream: IO[bytes]) -> bytes:
 def _work(requests: IO[bytes], answers: IO[bytes]) -> None:
     tokenizer = _plain(_receive(requests).decode())
     while True:
-        encoded = tokenizer.encode_batch_fast(json.loads(_receive(requests)), add_special_tokens=False)
-        ids = [np.asarray(one.ids, "<i4") for one in encoded]
+        ids = _ids(tokenizer, json.loads(_receive(requests)))
         _send(answers, np.asarray([len(row) for row in ids], "<i8").tobytes())
         _send(answers, np.concatenate(ids).tobytes())
 

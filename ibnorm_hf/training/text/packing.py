@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from ...common.packed import mask
 from ...common.paths import write_json
 from ...common.vocabulary import largest_id
 from ..keys.arguments import DataArguments
+from .batches import Batch, Render, as_it_is, batches
 from .blocks import BlockWriter
 from .encode import Encoder
 from .held_out import HeldOut
+from .mixed import mixed
 from .sources.base import Piece, Source
+from .sources.mixture import Several
 
 SHARD_TOKENS = 8_000_000  # bounds memory, and the work lost when a preparation is killed
-BATCH_CHARS = 250_000  # text tokenized at once; a worker needs some 50 times as many bytes
 SMALL_CORPUS = 8 << 20  # bytes that one process tokenizes sooner than several have started
 
 Say = Callable[[str], None]
@@ -34,11 +37,18 @@ Say = Callable[[str], None]
 class Packer:
     """One pass over a source: tokenize, route to training or validation, write shards, keep progress."""
 
-    def __init__(self, folder: Path, tokenizer: Any, data: DataArguments, budget: int | None, say: Say) -> None:
-        self.folder, self.tokenizer, self.say = folder, tokenizer, say
-        self.prompts = data.prompt_column is not None
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        data: DataArguments,
+        budget: int | None,
+        say: Say,
+        render: Render = as_it_is,
+    ) -> None:
+        self.folder, self.tokenizer, self.data, self.say, self.render = folder, tokenizer, data, say, render
         # Masked tokens are negative.
-        dtype = np.dtype("uint16" if largest_id(tokenizer) < 1 << 16 and not self.prompts else "int32")
+        dtype = np.dtype("uint16" if largest_id(tokenizer) < 1 << 16 and not data.masked else "int32")
         size = data.block_size
         train_blocks = None if budget is None else max(1, budget // size)
         self.workers = data.prepare_workers
@@ -46,11 +56,15 @@ class Packer:
         self.validation = BlockWriter(folder, "validation", size, dtype, data.validation_tokens // size)
         self.progress = folder / "progress.json"
         self.started = self.spoken = time.monotonic()
-        self.documents = self.prompts_shortened = 0
+        self.documents, self._part = 0, "corpus"
+        self.shortened: Counter[str] = Counter()  # what was too long for a block
+        # What was taken of each source of a list or mixture, by the number of the source.
+        self.taken: dict[str, list[dict[str, int]]] = {"corpus": [], "validation_corpus": []}
 
     def read(self, source: Source, held_out: HeldOut, only: BlockWriter | None = None) -> None:
         """Read a source to its end or until enough is written. ``only`` sends every piece to one writer."""
         begin = self._restore(source, held_out) if only is not self.validation else None
+        self._part = "validation_corpus" if only is self.validation else "corpus"
         shard_blocks = max(1, SHARD_TOKENS // self.train.block_size)
         if begin is not None and self._enough(held_out, only):
             return
@@ -58,12 +72,11 @@ class Packer:
         batch = None
         try:
             with Encoder(self.tokenizer, self._workers(source)) as encoder:
-                for ids, batch in encoder.map(_batches(source, begin)):
+                for ids, batch in self._stream(source, encoder, begin, held_out):
                     if not planned:
                         self._plan(source, batch, ids, encoder)
                         planned = True
                     self._write(batch.pieces, ids, held_out, only)
-                    self.documents += sum(piece.ends_document for piece in batch.pieces)
                     if self.train.pending_blocks >= shard_blocks:
                         self._save(batch, held_out)
                     self._report(source)
@@ -78,6 +91,24 @@ class Packer:
         if batch is not None and only is self.train:
             self._save(batch, held_out)  # reading the validation text may break off, too
 
+    def _stream(
+        self, source: Source, encoder: Encoder, begin: Any, held_out: HeldOut
+    ) -> Iterator[tuple[list[np.ndarray], Batch]]:
+        """Tokens of a source with what they are of, from its state ``begin`` on."""
+        if not isinstance(source, Several):
+            return encoder.map(batches(source, begin, self.render))
+        taken = self.taken[self._part]
+        if not taken:
+            nothing = {"documents": 0, "training_tokens": 0, "validation_tokens": 0, "passes": 0}
+            taken += [dict(nothing) for _ in source.sources]
+
+        def ran_out(number: int, begun_again: bool) -> None:
+            taken[number]["passes"] += 1
+            if begun_again:
+                held_out.restart(number)
+
+        return mixed(source, encoder, begin, self.render, lambda: [one["training_tokens"] for one in taken], ran_out)
+
     def _workers(self, source: Source) -> int:
         if self.workers is not None:
             return self.workers
@@ -85,9 +116,11 @@ class Packer:
         # A small corpus is done before a worker has started.
         return 1 if size is not None and size < SMALL_CORPUS else min(8, os.cpu_count() or 1)
 
-    def _plan(self, source: Source, batch: _Batch, ids: list[np.ndarray], encoder: Encoder) -> None:
+    def _plan(self, source: Source, batch: Batch, ids: list[np.ndarray], encoder: Encoder) -> None:
         """Say what is coming, and refuse what the disk cannot hold, before the first byte is written."""
         size, read = source.size_hint(), batch.consumed
+        if read is None:
+            read = sum(len(text.encode("utf-8")) for piece in batch.pieces for text in piece.texts)
         text = sum(piece.chars for piece in batch.pieces)
         tokens = sum(map(len, ids))
         wanted = self.train.max_blocks and self.train.max_blocks * self.train.block_size
@@ -96,7 +129,7 @@ class Packer:
         if expected is None:
             return
         begin = time.perf_counter()
-        sample = [text[:4096] for piece in batch.pieces[:16] for text in piece.texts]
+        sample: list[Any] = [text[:4096] for piece in batch.pieces[:16] for text in piece.texts]
         rate = sum(map(len, encoder(sample))) / (time.perf_counter() - begin)
         need, free = expected * self.train.dtype.itemsize, shutil.disk_usage(self.folder).free
         self.say(
@@ -116,19 +149,52 @@ class Packer:
         for piece in batch:
             held, parted = held_out.take(piece)
             writer = only or (self.validation if held else self.train)
+            self.documents += piece.ends_document
+            if held and piece.again:
+                rows = islice(rows, len(piece.texts), None)  # it is among the validation text already
+                continue
+            size = len(piece.text.encode("utf-8"))
+            parts = []
             if piece.prompt is not None:
-                writer.add(mask(self._shortened(next(rows))), 0)
+                parts.append((mask(self._shortened(next(rows))), 0))
             tokens = next(rows)
+            if piece.messages is not None:
+                tokens, size = self._conversation(tokens, piece.predicted_bytes or 0)
             # Where a held-out run is cut out of a document, each part ends: what follows in it is not what followed.
-            if piece.ends_document or parted:
+            elif piece.ends_document or parted or piece.cut:
                 tokens = np.append(tokens, end)
-            writer.add(tokens, len(piece.text.encode("utf-8")))
+            written = sum(writer.add(*part) for part in [*parts, (tokens, size)])
+            if taken := self.taken[self._part]:
+                self._count(taken[piece.source], piece, written, writer)
+
+    def _count(self, taken: dict[str, int], piece: Piece, written: int, writer: BlockWriter) -> None:
+        taken["documents"] += piece.ends_document
+        taken["validation_tokens" if writer is self.validation else "training_tokens"] += written
 
     def _shortened(self, prompt: np.ndarray) -> np.ndarray:
         """The end of a prompt: so much that every block predicts something, whose first token nothing predicts."""
         excess = max(0, len(prompt) - (self.train.block_size - 2))
-        self.prompts_shortened += excess > 0
+        self.shortened["prompts_shortened"] += excess > 0
         return prompt[excess:]
+
+    def _conversation(self, tokens: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+        """(tokens, bytes to predict) of a conversation: at most a block, up to the last token of the assistant.
+
+        So every block predicts something: what lies between two targets is shorter than a block. The end of text that
+        parts it from the next one is not predicted: how a turn ends is for the template to say.
+        """
+        room, end = self.train.block_size, self.tokenizer.eos_token_id
+        kept = tokens[:room]
+        targets = np.flatnonzero(kept >= 0)
+        if not len(targets) or targets[0] > room - 3:
+            self.shortened["conversations_left_out"] += 1
+            return tokens[:0], 0
+        if len(targets) < np.count_nonzero(tokens >= 0):
+            self.shortened["conversations_shortened"] += 1
+            text = self.tokenizer.decode(kept[targets], clean_up_tokenization_spaces=False)
+            size = len(text.encode("utf-8"))
+        kept = kept[: targets[-1] + 1]
+        return (kept if end in kept[-2:] else np.append(kept, mask(np.asarray([end])))), size
 
     def _enough(self, held_out: HeldOut, only: BlockWriter | None) -> bool:
         if only is not None:
@@ -138,19 +204,20 @@ class Packer:
         wanted = self.train.blocks // held_out.period if held_out.period else 0
         return self.validation.blocks >= min(self.validation.max_blocks or 1, max(1, wanted))
 
-    def _save(self, batch: _Batch, held_out: HeldOut) -> None:
+    def _save(self, batch: Batch, held_out: HeldOut) -> None:
         self.train.flush()
         self.validation.flush()
         write_json(
             self.progress,
             {
-                "source": batch.state,
+                "source": batch.place(),
                 "bad": batch.bad,
-                "run": [held_out.run, held_out.chars],
+                "run": held_out.state(),
                 "train": self.train.state(),
                 "validation": self.validation.state(),
                 "documents": self.documents,
-                "prompts_shortened": self.prompts_shortened,
+                "shortened": self.shortened,
+                "taken": self.taken,
             },
         )
 
@@ -158,10 +225,12 @@ class Packer:
         try:
             saved = json.loads(self.progress.read_text(encoding="utf-8"))
             source.bad.restore(saved["bad"])
-            held_out.run, held_out.chars = saved["run"]
+            held_out.restore(saved["run"])
             self.train.restore(saved["train"])
             self.validation.restore(saved["validation"])
-            self.documents, self.prompts_shortened = saved["documents"], saved.get("prompts_shortened", 0)
+            self.documents, self.taken = saved["documents"], saved.get("taken", self.taken)
+            # An earlier version counted prompts alone.
+            self.shortened = Counter(saved.get("shortened", {"prompts_shortened": saved.get("prompts_shortened", 0)}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         self.say(f"data: resuming a killed preparation after {self.train.blocks:,} blocks")
@@ -179,34 +248,3 @@ class Packer:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-@dataclass
-class _Batch:
-    """Pieces to tokenize at once, and where the source stands right after them."""
-
-    pieces: list[Piece]
-    state: Any
-    bad: dict[str, Any]
-    consumed: int | None
-
-
-def _batches(source: Source, begin: Any) -> Iterator[tuple[list[str], _Batch]]:
-    held: list[Piece] = []
-    size = 0
-    state = begin
-    for piece, after in source.pieces(begin):
-        held.append(piece)
-        size += piece.chars
-        state = after
-        if size >= BATCH_CHARS:
-            yield _batch(held, state, source)
-            held, size = [], 0
-    if held:
-        yield _batch(held, state, source)
-
-
-def _batch(pieces: list[Piece], state: Any, source: Source) -> tuple[list[str], _Batch]:
-    # The state is taken now: with several workers the source is read ahead of what is written.
-    state = state() if callable(state) else state
-    return [text for p in pieces for text in p.texts], _Batch(pieces, state, source.bad.state(), source.consumed())

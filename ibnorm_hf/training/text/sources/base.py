@@ -17,16 +17,24 @@ from ...keys.arguments import DataArguments
 class Piece:
     """A stretch of text; ``ends_document`` tells whether the next piece belongs to another document.
 
-    ``prompt`` is text before it that is read but not predicted.
+    ``prompt`` is text before it that is read but not predicted. Of a conversation, ``messages`` are its turns, which a
+    chat template makes text of; ``text`` is then what they say, and ``where`` the place of the record.
     """
 
     text: str
     ends_document: bool
     prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    where: str = ""
+    predicted_bytes: int | None = None  # of a conversation as it was rendered
+    # Of several sources: which one, whether it was read before, and whether another follows though it has not ended.
+    source: int = 0
+    again: bool = False
+    cut: bool = False
 
     @property
     def texts(self) -> list[str]:
-        """What is to be tokenized, each by itself: the prompt, if there is one, and the text."""
+        """The prompt, if there is one, and the text; but for conversations, what is tokenized, each by itself."""
         return [self.text] if self.prompt is None else [self.prompt, self.text]
 
     @property
@@ -48,6 +56,9 @@ class BadRecords:
         self.counts[reason] += 1
         if len(self.first) < 5:
             self.first.append(f"{where} ({reason})")
+        self._judge()
+
+    def _judge(self) -> None:
         if sum(self.counts.values()) > self.limit:
             raise UserError(
                 f"corpus: more than max_bad_records = {self.limit} unreadable records, first {', '.join(self.first)}; "
@@ -57,6 +68,12 @@ class BadRecords:
     def describe(self) -> dict[str, Any]:
         """Counts by reason and the first few places, for data.json."""
         return {"count": sum(self.counts.values()), "by_reason": dict(self.counts), "first": list(self.first)}
+
+    def merge(self, states: list[dict[str, Any]]) -> None:
+        """Become the sum of what several counted; raises UserError once that is more than ``limit``."""
+        self.counts = sum((Counter(state["counts"]) for state in states), Counter())
+        self.first = [place for state in states for place in state["first"]][:5]
+        self._judge()
 
     def state(self) -> dict[str, Any]:
         """The counts as plain values, for `restore`."""
@@ -79,12 +96,12 @@ class Source(ABC):
 
     @classmethod
     @abstractmethod
-    def claims(cls, corpus: str) -> bool:
+    def claims(cls, corpus: Any) -> bool:
         """Whether ``corpus`` names a source of this kind."""
 
     @classmethod
     @abstractmethod
-    def open(cls, data: DataArguments, corpus: str) -> Source:
+    def open(cls, data: DataArguments, corpus: Any) -> Source:
         """The source that ``corpus`` names. Raises UserError if it cannot be read."""
 
     @abstractmethod
@@ -107,8 +124,20 @@ class Source(ABC):
     def validation(self) -> Source | None:
         """Where the recipe's own validation text is read from; None where pieces of this source are held out."""
         if self.data.validation_split:
-            raise UserError("validation_split is for data sets on the Hub; a local corpus uses validation_fraction")
+            raise UserError(
+                "validation_split is for a corpus that is a data set on the Hub; use validation_fraction, or name text "
+                "of its own by validation_corpus"
+            )
         return None
+
+    @abstractmethod
+    def contents(self) -> dict[Any, str]:
+        """Marks of what is read -> its name; what two sources have in common is in both. Empty files have no mark."""
+
+    @property
+    def has_plain_text(self) -> bool:
+        """Whether some of it has no columns."""
+        return False
 
     def size_hint(self) -> int | None:
         """Bytes of text, roughly; None if unknown."""

@@ -30,7 +30,7 @@ class Embedded(Source):
         self._reader: PlainText | None = None
 
     @classmethod
-    def claims(cls, corpus: str) -> bool:
+    def claims(cls, corpus: Any) -> bool:
         return corpus == "embedded"
 
     @classmethod
@@ -42,6 +42,9 @@ class Embedded(Source):
 
     def consumed(self) -> int | None:
         return None if self._reader is None else self._reader.consumed
+
+    def contents(self) -> dict[Any, str]:
+        return {file_sha256(self.path): "embedded"}
 
     def fingerprint(self) -> str:
         return digest(["files", Columns(self.data).mark(), "\f", [[self.path.name, file_sha256(self.path)]]])

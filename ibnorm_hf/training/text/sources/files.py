@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import glob
 import gzip
 import io
 import json
 import lzma
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from ....common.errors import UserError
 from ....common.paths import cache_root, digest, file_sha256, write_json
 from ...keys.arguments import DataArguments
+from ...keys.corpora import is_pattern
 from .base import BadRecords, Piece, Source
 from .records import MAX_LINE_BYTES, Columns
 from .registry import kinds
@@ -94,30 +98,34 @@ class Files(Source):
 
     def __init__(self, data: DataArguments, path: Path) -> None:
         super().__init__(data)
-        self.path = path
-        self.files, self.left_out = _find_files(path)
+        self.path, self.pattern = path, None
+        if is_pattern(str(path)):
+            self.path, self.pattern = _fixed(path), str(path)
+        self.files, self.left_out = _find_files(self.path, self.pattern)
         self.version = max(reader_of(f).version for f in self.files)
         plain = [f for f in self.files if not reader_of(f).has_columns]
-        if plain and data.prompt_column is not None:
+        if plain and data.masked:
+            keys = "messages_column is" if data.messages_column else "prompt_column and completion_column are"
             raise UserError(
-                f"corpus file {plain[0]} is plain text and has no columns; prompt_column and completion_column are for "
-                "jsonl, parquet and data sets on the Hub"
+                f"corpus file {plain[0]} is plain text and has no columns; {keys} for jsonl, parquet and data sets on "
+                "the Hub"
             )
         if len(plain) == len(self.files) and data.text_column != "text":
             raise UserError(f"corpus file {plain[0]} is plain text and has no columns; leave text_column out")
         self._reader: FileReader | None = None
         self._before = 0  # bytes of the files before the one that is read
+        self._plain = bool(plain)
 
     @classmethod
-    def claims(cls, corpus: str) -> bool:
+    def claims(cls, corpus: Any) -> bool:
         path = Path(corpus).expanduser()
         looks_local = corpus.startswith((".", "/", "~")) or path.suffix.lower() in (*endings(), *PACKERS)
-        return path.exists() or looks_local or corpus.count("/") > 1 or not corpus
+        return path.exists() or looks_local or corpus.count("/") > 1 or not corpus or is_pattern(corpus)
 
     @classmethod
     def open(cls, data: DataArguments, corpus: str) -> Source:
         path = Path(corpus).expanduser()
-        if not path.exists():
+        if not path.exists() and not is_pattern(str(path)):
             raise UserError(f"corpus '{corpus}' does not exist; give a file, a folder, `embedded` or a Hub name")
         return cls(data, path)
 
@@ -128,10 +136,20 @@ class Files(Source):
         return None if self._reader is None else self._before + self._reader.consumed
 
     def fingerprint(self) -> str:
-        return digest(["files", Columns(self.data).mark(), None, [_file_mark(f, self.path) for f in self.files]])
+        # Of a folder with plain text and records, both decide.
+        sample = self.data.sample_by if self._plain and self.data.sample_by != "document" else None
+        return digest(["files", Columns(self.data).mark(), sample, [_file_mark(f, self.path) for f in self.files]])
+
+    def contents(self) -> dict[Any, str]:
+        return {_content(path): str(path) for path in self.files if path.stat().st_size}
+
+    @property
+    def has_plain_text(self) -> bool:
+        return self._plain
 
     def describe(self) -> dict[str, Any]:
-        out = {"kind": "files", "path": str(self.path), "files": len(self.files), "bytes_on_disk": self.size_hint()}
+        path = self.pattern or str(self.path)
+        out = {"kind": "files", "path": path, "files": len(self.files), "bytes_on_disk": self.size_hint()}
         if self.left_out:
             names = [str(path.relative_to(self.path)) for path in self.left_out]
             out["left_out"] = {"count": len(names), "first": names[:5]}
@@ -229,16 +247,32 @@ def _unpacked(file: IO[bytes], path: Path) -> IO[bytes]:
     return file
 
 
-def _find_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """The files to read, and those of a folder that are none of ours."""
+def _find_files(path: Path, pattern: str | None) -> tuple[list[Path], list[Path]]:
+    """The files to read, and those of a folder or pattern that are none of ours."""
     if path.is_file():
         return [path], []  # whatever its suffix: an unknown one is read as text
     known = readers()
-    lying = sorted(f for f in path.rglob("*") if f.is_file())
-    found = [f for f in lying if ending_of(f) in known and f.name[0] != "."]
+    hits = [path] if pattern is None else [Path(hit) for hit in glob.glob(pattern, recursive=True)]
+    if not hits:
+        raise UserError(f"corpus pattern {pattern} matches no file; ** stands for folders of any depth")
+    met = sorted({f for hit in hits for f in (hit.rglob("*") if hit.is_dir() else [hit])})
+    # A link to a folder inside a folder is not followed, and so named.
+    lying = [f for f in met if f.is_file() or (f.is_symlink() and f.is_dir() and f not in hits)]
+    found = [f for f in lying if ending_of(f) in known and f.name[0] != "." and f.is_file()]
     if not found:
-        raise UserError(f"corpus folder {path} holds no {', '.join(known)} file (also {', '.join(PACKERS)})")
+        what = f"folder {path} holds" if pattern is None else f"pattern {pattern} matches"
+        raise UserError(f"corpus {what} no {', '.join(known)} file (also {', '.join(PACKERS)})")
     return found, [f for f in lying if f not in set(found)]
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folder that a pattern begins with, as far as nothing in it stands for something else."""
+    parts = takewhile(lambda part: glob.escape(_unescaped(part)) == part, pattern.parts[:-1])
+    return Path(*map(_unescaped, parts))
+
+
+def _unescaped(part: str) -> str:
+    return re.sub(r"\[([[*?])\]", r"\1", part)
 
 
 def _content(path: Path) -> str:

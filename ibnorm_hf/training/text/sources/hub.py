@@ -64,7 +64,7 @@ class HubSource(Source):
         self.commit = resolve_commit(corpus, data.corpus_revision)
 
     @classmethod
-    def claims(cls, corpus: str) -> bool:
+    def claims(cls, corpus: Any) -> bool:
         return True
 
     @classmethod
@@ -78,6 +78,11 @@ class HubSource(Source):
     def validation(self) -> Source | None:
         split = self.data.validation_split
         return HubSource(self.data, self.corpus, split=split) if split else None
+
+    def contents(self) -> dict[Any, str]:
+        data = self.data
+        mark = ("hub", self.corpus, data.corpus_config, self.split, self.commit or data.corpus_revision)
+        return {mark: f"{self.corpus}, {self.split}"}
 
     def fingerprint(self) -> str:
         data = self.data

@@ -29,7 +29,7 @@ def kinds(base: type[T]) -> tuple[type[T], ...]:
 
 
 def open_source(data: DataArguments) -> Source:
-    """The source that ``corpus`` names: `embedded`, an existing path, or a data set on the Hub.
+    """The source that ``corpus`` names: several in a list, `embedded`, an existing path, or a data set on the Hub.
 
     Raises:
         UserError: it does not exist, or holds nothing that could be read.

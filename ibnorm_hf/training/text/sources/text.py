@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain text: a file is one document."""
+"""Plain text: a file is one document, or each of its lines or paragraphs is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
+from ...keys.arguments import DataArguments
 from .base import Piece
 from .files import FileReader
 
@@ -21,8 +23,43 @@ class PlainText(FileReader):
     cuts_lines = True
     separator: str | None = None
 
+    def __init__(self, data: DataArguments, path: Path, *words: Any) -> None:
+        super().__init__(data, path, *words)
+        self.sample_by = data.sample_by
+
     def read(self) -> Iterator[Piece]:
         limit = min(MAX_PIECE_CHARS, max(256, self.whole // 64))
+        if self.sample_by != "document" and self.separator is None:
+            yield from self._parted(limit)
+        else:
+            yield from self._whole(limit)
+
+    def _parted(self, limit: int) -> Iterator[Piece]:
+        """Lines or paragraphs, long ones in pieces; without the line ends that part them."""
+        waiting: Piece | None = None  # until it is known whether it ends its document
+        held: list[str] = []
+        size = 0
+        for line in _in_parts((line for _, line in self.lines()), 8 * limit, limit):
+            blank = not line.strip()
+            ended = blank if self.sample_by == "paragraph" else line.endswith("\n")
+            if not blank:
+                held.append(line)
+                size += len(line)
+            if held and (ended or size >= limit):
+                if waiting is not None:
+                    yield waiting
+                text = "".join(held)
+                waiting = Piece(text.removesuffix("\n") if ended else text, ended)
+                held, size = [], 0
+            elif ended and waiting is not None:
+                waiting.ends_document = True
+        if waiting is not None:
+            waiting.ends_document = waiting.ends_document or not held
+            yield waiting
+        if held:
+            yield Piece("".join(held).removesuffix("\n"), True)
+
+    def _whole(self, limit: int) -> Iterator[Piece]:
         held: list[str] = []
         size = 0
         for line in _in_parts((line for _, line in self.lines()), 8 * limit, limit):

@@ -56,7 +56,7 @@ def tokenizer(tmp_path_factory) -> Path:
     """A folder with a tokenizer that knows the marks of ChatML and has no template."""
     folder = tmp_path_factory.mktemp("tokenizer")
     made = train_bpe(iter([text for _, text in TALK] * 20), 330)
-    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     made.save_pretrained(folder)
     return folder
 
@@ -94,7 +94,7 @@ def shown(prepared: preparing.PreparedData, part: str = "train") -> tuple[str, l
 def test_labels_are_exactly_the_tokens_of_the_assistant(tmp_path: Path, tokenizer: Path, template: str, learned):
     (tmp_path / "own.jinja").write_text(template)
     talk = conversation(*TALK)
-    path = write(tmp_path / "a.jsonl", [talk] * 40)
+    path = write(tmp_path / "a.jsonl", [talk] * 80)
     prepared = prepare(path, tokenizer, block_size=256, chat_template=str(tmp_path / "own.jinja"))
     text, runs = shown(prepared)
     assert runs[: len(learned)] == learned and set(runs[:-1]) <= set(learned)
@@ -155,8 +155,8 @@ def test_parquet_and_another_column(tmp_path: Path, tokenizer: Path):
     talks = [
         conversation(*TALK),
         [*conversation(("user", "x")), {"role": "assistant", "content": "y", "name": "n"}],
-    ] * 20
-    pq.write_table(pa.table({"chat": talks, "n": list(range(40))}), tmp_path / "a.parquet")
+    ] * 60
+    pq.write_table(pa.table({"chat": talks, "n": list(range(120))}), tmp_path / "a.parquet")
     _, runs = shown(prepare(tmp_path / "a.parquet", tokenizer, messages_column="chat", block_size=128))
     assert f"{TALK[1][1]}<|im_end|>" in runs and "y<|im_end|>" in runs
     with pytest.raises(UserError, match="has no column 'messages', only chat, n; set messages_column"):
@@ -196,6 +196,8 @@ def test_records_that_are_no_conversations_are_counted_and_named(tmp_path: Path,
     bad = [None, "text", [], [7], [{"from": "gpt", "value": "x"}], [{"role": "assistant", "content": 7}]]
     bad += [[{"role": "assistant", "content": " "}], conversation(("user", "alone")), [{"role": "user"}, turn]]
     path = write(tmp_path / "a.jsonl", [*bad, *TALKS])
+    with pytest.raises(UserError, match="more than max_bad_records = 3"):
+        prepare(path, tokenizer, max_bad_records=3)
     found = prepare(path, tokenizer).description["bad_records"]
     assert found["by_reason"] == {
         "no messages": 1,
@@ -206,8 +208,6 @@ def test_records_that_are_no_conversations_are_counted_and_named(tmp_path: Path,
         "no turn of the assistant": 1,
         "user: no text": 1,
     }
-    with pytest.raises(UserError, match="more than max_bad_records = 3"):
-        prepare(path, tokenizer, max_bad_records=3)
 
 
 def test_what_a_template_refuses_is_counted_and_named(tmp_path: Path, tokenizer: Path):
@@ -238,7 +238,7 @@ def test_what_is_too_long_is_counted_and_said(tmp_path: Path, tokenizer: Path):
 def test_a_template_whose_beginning_is_not_the_beginning_of_the_whole_is_refused(tmp_path: Path, tokenizer: Path):
     template = (
         "{% for m in messages %}{{ '<' + m['role'] + '>' }}"
-        "{{ m['content'] if loop.last else m['content'][:12] }}{% endfor %}"
+        "{{ m['content'] if loop.last else m['content'][:13] }}{% endfor %}"
     )
     (tmp_path / "own.jinja").write_text(template)
     path = write(tmp_path / "a.jsonl", [conversation(*TALK)])

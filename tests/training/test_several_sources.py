@@ -30,7 +30,7 @@ def records(path: Path, word: str, count: int, words: int = 4) -> Path:
     """Documents ``WORD-number WORD WORD ...``, as the ending of the path wants them."""
     texts = [f"{word}{number} " + f"{word} " * (words + number % 3) for number in range(count)]
     content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
-    if path.suffix == ".txt":
+    if ".txt" in path.name:
         content = "\n".join(texts).encode()
     packed = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)(content)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def mixture(tmp_path: Path, weights=(7, 3), counts=(3000, 200), words=(2, 30)) -
 
 
 def test_a_list_is_read_in_its_order_and_each_source_is_counted(tmp_path: Path):
-    names = [records(tmp_path / name, name[0], 40) for name in ("b.jsonl", "ä ☃.jsonl.gz", "a.txt.bz2")]
+    names = [records(tmp_path / name, name[0], 120) for name in ("b.jsonl", "ä ☃.jsonl.gz", "a.txt.bz2")]
     said: list[str] = []
     prepared = prepare([str(name) for name in names], said, sample_by="line")
     first = [text[0] for text in documents(prepared) if text]
@@ -68,11 +68,11 @@ def test_a_list_is_read_in_its_order_and_each_source_is_counted(tmp_path: Path):
     sources = prepared.description["corpus"]["sources"]
     assert prepared.description["corpus"]["kind"] == "list"
     assert [one["name"] for one in sources] == [str(name) for name in names]
-    assert [one["documents"] for one in sources] == [40, 40, 40] and prepared.description["documents"] == 120
+    assert [one["documents"] for one in sources] == [120] * 3 and prepared.description["documents"] == 360
     whole = sum(one["training_tokens"] for one in sources)
     assert 0 <= whole - prepared.description["train"]["tokens"] < 16
     assert sum(one["validation_tokens"] for one in sources) >= prepared.description["validation"]["tokens"] > 0
-    assert any("40 documents" in line and "☃" in line for line in said)
+    assert any("120 documents" in line and "☃" in line for line in said)
     # The same files as a folder hold the same documents.
     alone = prepare(str(tmp_path), sample_by="line")
     assert (
@@ -124,11 +124,11 @@ def test_a_linked_folder_inside_a_folder_is_named(tmp_path: Path):
 def test_an_empty_file_and_a_mark_in_a_list_cost_nothing(tmp_path: Path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "void.txt").touch()
-    records(tmp_path / "a.jsonl", "a", 40)
+    records(tmp_path / "a.jsonl", "a", 240)
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes() + b"{broken\n")
     said: list[str] = []
     prepared = prepare([str(tmp_path / name) for name in ("empty.txt", "a.jsonl", "void.txt")], said)
-    assert [one["documents"] for one in prepared.description["corpus"]["sources"]] == [0, 40, 0]
+    assert [one["documents"] for one in prepared.description["corpus"]["sources"]] == [0, 240, 0]
     assert prepared.description["bad_records"]["count"] == 1
     assert any("empty.txt, which holds no text: 0 documents" in line for line in said)
 
@@ -167,11 +167,13 @@ def test_weights_are_shares_of_training_tokens_whatever_the_lengths(tmp_path: Pa
     assert sum(one["training_tokens"] for one in sources) == train
     assert [one["share"] for one in sources] == pytest.approx([w / sum(weights) for w in weights])
     # What is recorded is what is in the blocks.
-    text = "".join(documents(prepared))
-    assert text.count("a") / (text.count("a") + text.count("b")) == pytest.approx(shares[0], abs=0.06)
+    lengths = [(text[:1], len(text) + 1) for text in documents(prepared)]
+    assert sum(n for word, n in lengths if word == "a") / train == pytest.approx(shares[0], abs=0.01)
     # Drawn along all of it, not one source after the other.
-    half = "".join(documents(prepared))[: len(text) // 2]
-    assert half.count("a") / text.count("a") == pytest.approx(0.5, abs=0.06)
+    for part in range(4):
+        quarter = lengths[part * len(lengths) // 4 : (part + 1) * len(lengths) // 4]
+        share = sum(n for word, n in quarter if word == "a") / sum(n for _, n in quarter)
+        assert share == pytest.approx(shares[0], abs=0.05)
     assert any(f"{shares[0]:.2%}" in line and "asked" in line for line in said)
 
 
@@ -201,15 +203,15 @@ def test_the_mixture_is_a_matter_of_seed_weights_and_contents(tmp_path: Path):
 
 
 def test_a_mixture_ends_with_the_first_source_or_reads_on(tmp_path: Path):
-    given, said = mixture(tmp_path, (1, 1), (60, 600), (4, 4)), []
+    given, said = mixture(tmp_path, (1, 1), (300, 2000), (4, 4)), []
     first = prepare(given, said)
     sources = first.description["corpus"]["sources"]
-    assert [one["passes"] for one in sources] == [1, 0] and sources[0]["documents"] == 60
+    assert [one["passes"] for one in sources] == [1, 0] and sources[0]["documents"] == 300
     assert sources[1]["training_tokens"] == pytest.approx(sources[0]["training_tokens"], rel=0.1)
     assert any("a.jsonl has run out, and the mixture ends there" in line for line in said)
     both = prepare(given, corpus_stopping_strategy="all_exhausted")
     sources = both.description["corpus"]["sources"]
-    assert sources[1]["documents"] == 600 and sources[1]["passes"] == 1 and sources[0]["passes"] > 5
+    assert sources[1]["documents"] == 2000 and sources[1]["passes"] == 1 and sources[0]["passes"] > 5
     assert sources[1]["training_tokens"] == pytest.approx(sources[0]["training_tokens"], rel=0.05)
     # What is held out of a source is held out each time that it is read, and is validation text once.
     train, held = Counter(documents(both)), Counter(documents(both, "validation")[1:-1])
@@ -223,10 +225,10 @@ def test_a_killed_mixture_goes_on_where_it_was(tmp_path: Path, monkeypatch, stra
     monkeypatch.setattr(batches, "BATCH_CHARS", 150)
     monkeypatch.setattr(packing, "SHARD_TOKENS", 300)
     monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
-    given = mixture(tmp_path, (1, 2), (60, 200), (4, 4))
+    given = mixture(tmp_path, (1, 2), (200, 700), (4, 4))
     broken = (tmp_path / "a.jsonl").read_text().replace("\n", "\n{broken\n").replace('"a2 ', '"', 1)
     (tmp_path / "a.jsonl").write_text(broken)
-    keys = {"corpus_stopping_strategy": strategy}
+    keys = {"corpus_stopping_strategy": strategy, "max_bad_records": 200}
     whole = prepare(given, **keys)
     finished = {part: documents(whole, part) for part in ("train", "validation")}
     whole.folder.rename(tmp_path / "kept")
@@ -245,7 +247,7 @@ def test_a_killed_mixture_goes_on_where_it_was(tmp_path: Path, monkeypatch, stra
     resumed = prepare(given, **keys)
     assert {part: documents(resumed, part) for part in ("train", "validation")} == finished
     kept = json.loads((tmp_path / "kept" / "data.json").read_text())
-    assert resumed.description == kept and kept["bad_records"]["count"] == 60
+    assert resumed.description == kept and kept["bad_records"]["count"] == 200
 
 
 def test_a_mixture_does_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
@@ -262,12 +264,13 @@ def test_a_mixture_does_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
 
 def test_bad_records_of_all_sources_are_one_count(tmp_path: Path):
     for word in "ab":
-        path = records(tmp_path / f"{word}.jsonl", word, 60)
+        path = records(tmp_path / f"{word}.jsonl", word, 160)
         path.write_text(path.read_text().replace("\n", "\n{broken\n", 30))
     names = [str(tmp_path / f"{word}.jsonl") for word in "ab"]
-    assert prepare(names, max_bad_records=60).description["bad_records"]["count"] == 60
-    with pytest.raises(UserError, match="more than max_bad_records = 59 unreadable records"):
-        prepare(names, max_bad_records=59)
+    for corpus in (names, [{"name": name, "weight": 1} for name in names]):
+        with pytest.raises(UserError, match="more than max_bad_records = 59 unreadable records"):
+            prepare(corpus, max_bad_records=59)
+        assert prepare(corpus, max_bad_records=60).description["bad_records"]["count"] == 60
 
 
 @pytest.fixture
@@ -359,10 +362,12 @@ def test_validation_text_that_is_trained_on_is_refused(tmp_path: Path):
 
 def test_too_little_text_says_what_helps(tmp_path: Path):
     few, small, enough = (str(records(tmp_path / f"{n}.jsonl", "s", n)) for n in (1, 12, 90))
+    uneven = str(tmp_path / "uneven.jsonl")
+    Path(uneven).write_text("".join(json.dumps({"text": "a " * size}) + "\n" for size in (150, 2500)))
     cases = [
         # (corpus, keys, what is said, what is not)
         (small, {"block_size": 4096}, "its training part has .* block of 4096; lower block_size or give", "fraction"),
-        (small, {"block_size": 128, "validation_fraction": 0.4}, "lower validation_fraction", "raise"),
+        (uneven, {"block_size": 400, "validation_fraction": 0.4}, "its training part .* lower val", "raise"),
         (enough, {"validation_fraction": 0.001}, "its validation part .* raise validation_fraction", "lower val"),
         (enough, {"validation_corpus": few}, r"validation_corpus '.*1\.jsonl' is too small: it has", "fraction"),
         (few, {"validation_corpus": enough}, r"corpus '.*1\.jsonl' is too small: it has", "fraction"),

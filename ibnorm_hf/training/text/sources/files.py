@@ -272,7 +272,7 @@ def _fixed(pattern: Path) -> Path:
 
 
 def _unescaped(part: str) -> str:
-    return re.sub(r"\[([[*?])\]", r"\1", part)
+    return re.sub(r"\[([\[*?])\]", r"\1", part)
 
 
 def _content(path: Path) -> str:

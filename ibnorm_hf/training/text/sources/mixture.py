@@ -11,7 +11,7 @@ from ....common.errors import UserError
 from ....common.paths import digest
 from ...keys.arguments import DataArguments
 from ...keys.corpora import corpus_entries, shares
-from .base import Piece, Source
+from .base import BadRecords, Piece, Source
 from .registry import open_source
 
 
@@ -116,6 +116,7 @@ class Several(Source):
             if turn:
                 draw.took(index)
             elif draw.ran_out(index):
+                self.sources[index].bad = BadRecords(1 << 62)  # they have been counted
                 streams[index] = self.sources[index].pieces()
 
 

@@ -28,8 +28,8 @@ UNMARKED = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}",
 # The header belongs to the turn, turns end with the end of text, a system turn is refused.
 OTHER = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
-    "{{ '[' + m['role'] + '] ' + m['content'] | trim + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+    "{{ '[' + m['role'] + ']\\n' + m['content'] | trim + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]\\n' }}{% endif %}"
 )
 TALK = [
     ("user", "What is 1 + 1?"),
@@ -271,7 +271,7 @@ def test_a_tokenizer_without_a_template_says_which_key_gives_one(tmp_path: Path,
     own.chat_template = OTHER
     own.save_pretrained(tmp_path / "own")
     prepared = prepare(write(tmp_path / "a.jsonl"), tmp_path / "own", chat_template=None, block_size=128)
-    assert shown(prepared)[0].startswith("[user] Count 0?<|endoftext|>[assistant] 0 and 0.")
+    assert shown(prepared)[0].startswith("[user]\nCount 0?<|endoftext|>[assistant]\n0 and 0.")
     assert prepare(tmp_path / "a.jsonl", tmp_path / "own", block_size=128).folder != prepared.folder
     (tmp_path / "a.txt").write_text("words")
     with pytest.raises(UserError, match="is plain text and has no columns; messages_column is for jsonl"):

@@ -396,7 +396,8 @@ def test_too_little_text_says_what_helps(tmp_path: Path):
         ("[{name: a.txt, wieght: 1}]", "has an entry with 'wieght'; did you mean 'weight'"),
         ("[{weight: 1}]", "has an entry without a name"),
         ("['', a.txt]", "has an empty name"),
-        ("[[a.txt]]", "is not a list or a text"),
+        ("[[a.txt]]", "has the entry ['a.txt']; an entry is a name or {name: a.txt, weight: 0.7}"),
+        ("[a.txt, null]", "has the entry None"),
         ("[{name: embedded, weight: 1}, {name: 'nothing/*.txt', weight: 1}]", None),
     ],
 )

@@ -113,7 +113,7 @@ class DataArguments:
         | {"chat_template"}
     )
 
-    corpus: str | list[str | dict] = field(
+    corpus: str | list[object] = field(
         default="embedded",
         metadata={
             "help": "`embedded`, a local file, folder or pattern (data/*.jsonl), a data set on the Hub, a list of "
@@ -135,7 +135,7 @@ class DataArguments:
         default=None,
         metadata={"help": "Split of a Hub data set to validate on; null holds out pieces of the training split."},
     )
-    validation_corpus: None | str | list[str | dict] = field(  # noqa: RUF036 - as HfArgumentParser needs it
+    validation_corpus: None | str | list[object] = field(  # noqa: RUF036 - as HfArgumentParser needs it
         default=None,
         metadata={
             "help": "Text of its own to validate on, named as `corpus` is, without weights; null holds out pieces of "

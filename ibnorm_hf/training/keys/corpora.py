@@ -91,7 +91,7 @@ def beside(value: Any, folder: Path, words: tuple[str, ...] = ()) -> Any:
         return [beside(item, folder, words) for item in value]
     if isinstance(value, dict):
         return {**value, "name": beside(value["name"], folder, words)} if isinstance(value.get("name"), str) else value
-    if value in words:
+    if not isinstance(value, str) or value in words:
         return value
     found = folder / value
     if found.exists():
@@ -103,6 +103,8 @@ def beside(value: Any, folder: Path, words: tuple[str, ...] = ()) -> Any:
 
 def _entry(item: Any) -> CorpusEntry:
     if not isinstance(item, dict):
+        if item is None or isinstance(item, (list, bool)):
+            raise ValueError(f"has the entry {item}; an entry is a name or {{name: a.txt, weight: 0.7}}")
         return CorpusEntry(str(item), None, {})
     if unknown := [key for key in item if key not in ("name", "weight", *_OWN)]:
         raise ValueError(

@@ -76,12 +76,12 @@ def _fit_one(kind: Any, value: Any) -> Any:
     if (get_origin(kind) or kind) is dict:
         return _plain_numbers(value) if isinstance(value, dict) else None
     if (get_origin(kind) or kind) is list:
-        inner = _members((get_args(kind) or (str,))[0])
-        if not isinstance(value, list) and (dict in inner) != isinstance(value, dict):
-            return None  # one text that could be an entry of a list is a text; one mapping is a list of it
+        inner = (get_args(kind) or (str,))[0]
+        if inner is object:  # entries that their key judges; one text is a text, and one mapping a list of it
+            return value if isinstance(value, list) else [value] if isinstance(value, dict) else None
         items = value if isinstance(value, list) else [value]
-        fitted = [next((f for m in inner if (f := _fit_one(m, item)) is not None), None) for item in items]
-        return None if None in fitted else fitted
+        fitted = [_fit_one(inner, item) for item in items]
+        return None if None in fitted or isinstance(value, dict) else fitted
     return value if isinstance(kind, type) and isinstance(value, kind) else None
 
 

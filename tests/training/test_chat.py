@@ -61,9 +61,10 @@ def tokenizer(tmp_path_factory) -> Path:
     return folder
 
 
-def prepare(path: Path, tokenizer: Path, said: list[str] | None = None, **keys: Any) -> preparing.PreparedData:
+def prepare(corpus: Any, tokenizer: Path, said: list[str] | None = None, **keys: Any) -> preparing.PreparedData:
     defaults = {"block_size": 64, "validation_fraction": 0.1, "chat_template": "chatml", "messages_column": "messages"}
-    data = DataArguments(corpus=str(path), tokenizer=str(tokenizer), **{**defaults, **keys})
+    corpus = corpus if isinstance(corpus, list) else str(corpus)
+    data = DataArguments(corpus=corpus, tokenizer=str(tokenizer), **{**defaults, **keys})
     say = (lambda text: None) if said is None else said.append
     return preparing.prepare_data(data, vocab_size=400, run_tokens=0, say=say)
 
@@ -170,19 +171,7 @@ def test_with_a_mixture_and_an_own_validation_text(tmp_path: Path, tokenizer: Pa
     ]
     held = write(tmp_path / "v.jsonl", [conversation(("user", "held?"), ("assistant", "out."))] * 40)
     data = {"validation_corpus": str(held), "token_budget": 1280}
-    prepared = preparing.prepare_data(
-        DataArguments(
-            corpus=given,
-            tokenizer=str(tokenizer),
-            chat_template="chatml",
-            messages_column="messages",
-            block_size=64,
-            **data,
-        ),
-        vocab_size=400,
-        run_tokens=0,
-        say=str,
-    )
+    prepared = prepare(given, tokenizer, **data)
     assert set(shown(prepared, "validation")[1][1:-1]) == {"out.<|im_end|>"}
     sources = prepared.description["corpus"]["sources"]
     assert sources[1]["training_tokens"] / 1280 == pytest.approx(0.75, abs=0.1)
@@ -231,6 +220,11 @@ def test_what_is_too_long_is_counted_and_said(tmp_path: Path, tokenizer: Path):
         assert labels[:, 1:].ne(IGNORED).any(-1).all()  # every block predicts something
     text, runs = shown(prepared)
     assert "never answered" not in text and runs[0].startswith("1, 2, 3, 4.")
+    mixed = [
+        {"name": str(write(tmp_path / f"{n}.jsonl", t)), "weight": 1} for n, t in (("c", TALKS), ("d", [hopeless]))
+    ]
+    with pytest.raises(UserError, match=r"d\.jsonl' has nothing to train on: all of it is held out or too long"):
+        prepare(mixed, tokenizer, corpus_stopping_strategy="all_exhausted")
     with pytest.raises(UserError, match=r"holds no text \(9 conversations are too long for block_size 64\)"):
         prepare(write(tmp_path / "b.jsonl", [hopeless] * 9), tokenizer)
 

@@ -219,6 +219,25 @@ def test_a_mixture_ends_with_the_first_source_or_reads_on(tmp_path: Path):
     assert max(train[text] for text in train if text.startswith("a")) > 4
 
 
+def test_a_source_that_can_give_nothing_ends_in_a_sentence(tmp_path: Path):
+    big = str(records(tmp_path / "big.jsonl", "b", 900))
+    (tmp_path / "void.jsonl").write_text("\n")
+    given = [{"name": big, "weight": 9}, {"name": str(tmp_path / "void.jsonl"), "weight": 1}]
+    for strategy in ("first_exhausted", "all_exhausted"):
+        with pytest.raises(UserError, match=r"void\.jsonl' holds no text to take its share of; leave it out"):
+            prepare(given, corpus_stopping_strategy=strategy)
+
+
+def test_nothing_is_read_again_for_validation_text_alone(tmp_path: Path):
+    given = mixture(tmp_path, (1, 1), (900, 900), (4, 4))
+    keys = {"corpus_stopping_strategy": "all_exhausted", "validation_fraction": 0.001, "token_budget": 3200}
+    with pytest.raises(UserError, match="its validation part has 0 tokens"):
+        prepare(given, **keys)
+    # Once the budget is full, the first end is the end.
+    sources = prepare(given, **{**keys, "validation_fraction": 0.02}).description["corpus"]["sources"]
+    assert sum(one["training_tokens"] for one in sources) == 3200 and sum(one["passes"] for one in sources) <= 1
+
+
 @pytest.mark.parametrize("strategy", ["first_exhausted", "all_exhausted"])
 @pytest.mark.parametrize("die_at", [3, 40, 150])
 def test_a_killed_mixture_goes_on_where_it_was(tmp_path: Path, monkeypatch, strategy: str, die_at: int):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...common.errors import UserError
 from .batches import Batch, Render, batches
 from .encode import Encoder
 from .sources.base import BadRecords, Piece, Source
@@ -88,6 +89,7 @@ def mixed(
     begin: Any,
     render: Render,
     tokens: Callable[[], Sequence[int]],
+    full: Callable[[], bool],
     ran_out: Callable[[int, bool], None],
 ) -> Iterator[tuple[list[np.ndarray], Batch]]:
     """Turns of the sources, each a document or a stretch of a long one, as the shares of the mixture want them.
@@ -98,6 +100,7 @@ def mixed(
         begin: the state of a batch that was yielded by an earlier call, or None.
         render: as `batches` takes it.
         tokens: says how many training tokens each source has given so far.
+        full: says whether there is room for more of them; then nothing is begun again.
         ran_out: is called with the number of a source that has ended, and whether it is begun again.
     """
     draw = Draw(mixture, window=mixture.data.block_size)
@@ -122,10 +125,17 @@ def mixed(
                 batch = Batch([piece for piece, _ in turn], state, mixture.bad.state(), None)
                 yield [row for _, rows in turn for row in rows], batch
             else:
-                begun_again = draw.ran_out(index)
+                begun_again = draw.ran_out(index) and not full()
+                if mixture.shares is not None and not tokens()[index]:
+                    raise UserError(
+                        f"corpus '{draw.names[index]}' has nothing to train on: all of it is held out or too long; "
+                        "give more of it, lower validation_fraction, or leave it out"
+                    )
+                ran_out(index, begun_again)
                 if begun_again:
                     streams[index].again()
-                ran_out(index, begun_again)
+                elif mixture.shares is not None:
+                    return
     finally:
         for stream in streams:
             stream.batches.close()

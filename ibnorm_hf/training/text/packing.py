@@ -107,7 +107,10 @@ class Packer:
             if begun_again:
                 held_out.restart(number)
 
-        return mixed(source, encoder, begin, self.render, lambda: [one["training_tokens"] for one in taken], ran_out)
+        def tokens() -> list[int]:
+            return [one["training_tokens"] for one in taken]
+
+        return mixed(source, encoder, begin, self.render, tokens, lambda: self.train.full, ran_out)
 
     def _workers(self, source: Source) -> int:
         if self.workers is not None:

@@ -14,8 +14,10 @@ import pytest
 
 from ibnorm_hf.common.corpus import corpus_label, corpus_names, corpus_sources
 from ibnorm_hf.common.errors import UserError
+from ibnorm_hf.studies.plan import as_words
 from ibnorm_hf.training.keys.arguments import DataArguments
 from ibnorm_hf.training.keys.identity import run_id
+from ibnorm_hf.training.keys.reading import read
 from ibnorm_hf.training.keys.recipe import load_recipe
 from ibnorm_hf.training.text import batches, packing
 from ibnorm_hf.training.text import prepare as preparing
@@ -470,3 +472,10 @@ def test_readers_of_other_rooms_take_any_corpus():
     assert corpus_names([{"name": "a", "weight": 1}, "b", {}]) == ["a", "b", "unknown"]
     assert corpus_sources({"kind": "files"}) == [{"kind": "files"}] and corpus_sources({}) == corpus_sources(None) == []
     assert corpus_sources({"kind": "list", "sources": [{"name": "a"}, 7]}) == [{"name": "a"}]
+
+
+def test_a_study_passes_a_mixture_on(tmp_path: Path):
+    keys = {"corpus": [{"name": "a ü.txt", "weight": 0.5}, {"name": "b", "weight": 1}], "validation_corpus": ["c", "d"]}
+    (tmp_path / "r.yaml").write_text("{}")
+    values = read(tmp_path / "r.yaml", as_words(keys)).values
+    assert {key: values[key] for key in keys} == keys

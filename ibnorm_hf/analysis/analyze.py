@@ -146,7 +146,8 @@ def _write_theorem(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _table(rows: Sequence[Mapping[str, Any]], records: Mapping[str, Sequence[Any]], baseline: str) -> list[str]:
     """One table: differences to the baseline, mean over all norms, with how many norms a swap alone explains."""
     seeds = {name: len(found) for name, found in records.items()}
-    lines = [WHAT, f"arms (seeds): {', '.join(f'{name} ({count})' for name, count in seeds.items())}", ""]
+    arms = f"arms (seeds): {', '.join(f'{name} ({count})' for name, count in seeds.items())}"
+    lines = [WHAT, arms, *_seconds(records), ""]
     if not rows:
         return [*lines, "one arm: nothing to compare"]
     lines += [
@@ -164,6 +165,15 @@ def _table(rows: Sequence[Mapping[str, Any]], records: Mapping[str, Sequence[Any
                 numbers = "".join(f"{'' if m is None else f'{m:.3f}':>9}" for m in means)
                 lines.append(f"{QUANTITIES[name]:<52}{arm:<16}{numbers}  {verdicts}")
     return lines
+
+
+def _seconds(records: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What measuring a run took; records of earlier versions do not say it."""
+    found = [made["seconds"] for runs in records.values() for made in runs if "seconds" in made]
+    if not found:
+        return []
+    cpu, wall = (max(each[name] for each in found) for name in ("cpu", "wall"))
+    return [f"seconds to measure a run, at most: {cpu:.0f} of the processor, {wall:.0f} of the clock"]
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], part: str) -> float | None:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
 from ..common.paths import digest, write_atomic, write_json
 from ..common.run import Run as RunFolder
 from . import archive, outcome
@@ -54,8 +54,10 @@ class Comparison:
         """Take the runs of an archive, so that they need not be made; those of other code are left out.
 
         Raises:
-            UserError: the archive is damaged, not one of a study, or all of its runs are of other code.
+            UserError: the archive is damaged, not one of a study, or all of its runs are of other code; or the
+                study's folder cannot be written.
         """
+        self._require_writable()
         taken, others = archive.unpack(path, self.folder / "runs", self.code)
         self.say(f"runs of {path}: {taken} taken")
         if others:
@@ -65,8 +67,10 @@ class Comparison:
         """Make every run that is missing, phase by phase, and write the report; returns what report.json holds.
 
         Raises:
-            UserError: a run failed for a reason of its own, twice; the sentence names its log.
+            UserError: a run failed for a reason of its own, twice; the sentence names its log. Or the study's folder
+                cannot be written.
         """
+        self._require_writable()
         refused = self.check()
         self.noise_floor()
         rates = self.tune()
@@ -75,6 +79,15 @@ class Comparison:
         self.make("claim", claims)
         runs = [*planning.noise_floor(self.study), *planning.tuning(self.study, rates), *claims]
         return self.report(runs, refused)
+
+    def _require_writable(self) -> None:
+        runs = self.folder / "runs"
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=runs).close()
+        except OSError as error:
+            why = error.strerror or one_line(error)
+            raise UserError(f"study folder {self.folder} cannot be written: {why}; give another --out") from None
 
     def plan(self) -> list[str]:
         """What the study will run, as lines: runs, samples, hours from the runs that are done, disk."""

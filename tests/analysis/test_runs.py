@@ -4,6 +4,7 @@
 import csv
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from ibnorm_hf import cli
 from ibnorm_hf.analysis.capture import capture, norm_sites
 from ibnorm_hf.analysis.differences import BEYOND, NONE, ONE, PARTLY, SWAP, differences, summary, theorem_1, verdict
+from ibnorm_hf.analysis.information import usable_information
 from ibnorm_hf.analysis.measure import QUANTITIES, Options, frequent, measure
 from ibnorm_hf.analysis.record import record, swapped
 from ibnorm_hf.analysis.runs import Source, gather, held_out, open_run, trained_model
@@ -22,6 +24,14 @@ from ibnorm_hf.training.reopen import held_out_images, initial_model
 ROOT = Path(__file__).parents[2]
 SOURCE = Source(initial_model, held_out_images)
 SHORT = Options(samples=96, classes=6, renyi_samples=48, noises=(0.3, 1.0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_probes():
+    """How well a probe fits is asked in test_information; here it takes a few steps, which were most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ibnorm_hf.analysis.measure.usable_information", partial(usable_information, iterations=6))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +163,11 @@ def test_the_command_writes_everything_and_goes_on_where_it_was(analyzed, monkey
     with open(out / "theorem1.csv", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(whole["theorem1"]) == 10
     assert "arm minus rmsnorm" in printed and "Theorem 1" in printed and str(out / "figure2a.png") in printed
+    seconds = [made["seconds"] for made in whole["runs"]]
+    assert all(0 < each["cpu"] < 120 and each["wall"] > 0 for each in seconds)
+    assert f"at most: {max(each['cpu'] for each in seconds):.0f} of the processor" in printed
     monkeypatch.setattr("ibnorm_hf.analysis.record._measured", None)
+    monkeypatch.setattr("ibnorm_hf.analysis.analyze.draw", lambda *words: [])  # the pictures were drawn above
     assert cli.main(words) == 0, "nothing was measured again"
     (out / "runs" / "rmsnorm-seed1.json").write_text("{}")
     with pytest.raises(TypeError):

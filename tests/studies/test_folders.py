@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.studies.compare import open_study
 
@@ -96,3 +97,13 @@ def test_a_file_where_a_run_should_be_is_one_sentence(study):
     Path(study[2]).write_text("x")
     with pytest.raises(UserError, match=r"cannot be written|failed twice"):
         again(study)
+
+
+@pytest.mark.parametrize("more", [[], ["--from", "runs.tar.gz"], ["--executor", "slurm"]])
+def test_a_folder_that_cannot_be_written_is_one_sentence(finished, tmp_path, more, capsys):
+    (tmp_path / "file").write_text("x")
+    places = [tmp_path / "file" / "out", *(Path(p) for p in ("/proc/none",) if Path("/proc").is_dir())]
+    for place in places:
+        assert main(["compare", str(finished[0] / "study.yaml"), "--out", str(place), *more]) == 2
+        error = capsys.readouterr().err
+        assert f"study folder {place} cannot be written" in error and error.count("\n") == 1

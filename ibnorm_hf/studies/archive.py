@@ -7,7 +7,7 @@ machine stay behind. The same folders give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import gzip
 import io
 import os
@@ -88,7 +88,8 @@ def unpack(path: Path, runs: Path, code: str) -> tuple[int, list[str]]:
         How many were taken, and a sentence about the others, if there are any.
 
     Raises:
-        UserError: the archive cannot be read, holds what no study's archive has, or has no run of this code.
+        UserError: the archive cannot be read, holds what no study's archive has, or has no run of this code; or there
+            is no room for its runs.
     """
     found: dict[str, dict[str, bytes]] = {}
     for run, name, content in _read(path):
@@ -98,18 +99,20 @@ def unpack(path: Path, runs: Path, code: str) -> tuple[int, list[str]]:
     runs.mkdir(parents=True, exist_ok=True)
     taken, others = 0, 0
     commits: set[str] = set()
-    with tempfile.TemporaryDirectory(prefix=".from-", dir=runs.parent) as aside:
-        for run, files in found.items():
-            folder = Path(aside) / run
-            for name, content in files.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(content)
-            if not run.endswith(f"-{_key(folder, code)}"):
-                others, commits = others + 1, commits | {str(Run(folder).environment.get("commit"))}
-            elif not os.path.lexists(runs / run):
-                with contextlib.suppress(FileExistsError):  # another command took it, or makes it, in this moment
-                    folder.rename(runs / run)
-                    taken += 1
+    try:
+        with tempfile.TemporaryDirectory(prefix=".from-", dir=runs.parent) as aside:
+            for run, files in found.items():
+                folder = Path(aside) / run
+                for name, content in files.items():
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / name).write_bytes(content)
+                if run.endswith(f"-{_key(folder, code)}"):
+                    taken += _moved(folder, runs / run)
+                else:
+                    others, commits = others + 1, commits | {str(Run(folder).environment.get("commit"))}
+    except OSError as error:
+        why = f"runs of {path} cannot be unpacked: {error.strerror or one_line(error)}"
+        raise UserError(f"{why}; free some room, or give another --out", exit_code=1) from None
     of = f"commit {', '.join(sorted(commits))}"
     if others == len(found):
         raise UserError(
@@ -118,6 +121,19 @@ def unpack(path: Path, runs: Path, code: str) -> tuple[int, list[str]]:
         )
     more = f"{others} were made by other code ({of}) and are left out; a checkout of that goes on from them"
     return taken, [more] if others else []
+
+
+def _moved(folder: Path, target: Path) -> bool:
+    """Move a run to where it belongs; False where it is there, be it since this moment by another command."""
+    if os.path.lexists(target):
+        return False
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
 
 
 def _key(folder: Path, code: str) -> str:

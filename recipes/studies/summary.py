@@ -19,6 +19,7 @@ from typing import Any
 from ibnorm_hf.common.paths import write_atomic
 from ibnorm_hf.common.strict_json import read_object
 from ibnorm_hf.common.study import REPORT, VERDICTS, BudgetReport, Report, read_report, shown_as
+from ibnorm_hf.studies.archive import ARCHIVE
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "model_cards" / "studies"
@@ -106,7 +107,9 @@ def how(folder: Path, report: Report) -> list[str]:
         with open(folder / "runs.csv", newline="", encoding="utf-8") as handle:
             runs = {line.get("run") or number: line for number, line in enumerate(csv.DictReader(handle))}
         states = Counter(line.get("state") or "?" for line in runs.values())
-        told.append(f"Runs: {', '.join(f'{count} {state}' for state, count in sorted(states.items()))}.")
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        kept = f" `--from` goes on from [them]({folder.name}/{ARCHIVE})." if (folder / ARCHIVE).is_file() else ""
+        told.append(f"Runs: {counts}.{kept}")
     if (folder / "timing.json").is_file():
         timing: dict[str, dict[str, Any]] = read_object(folder / "timing.json")
         for name, arms in timing.items():

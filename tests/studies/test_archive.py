@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import shutil
+import signal
 import tarfile
 
 import pytest
@@ -69,6 +70,30 @@ def test_an_arm_added_to_an_archive_makes_its_own_runs_alone(finished, tmp_path)
     comparison.take(path)  # what is there stays
     comparison.run()
     assert len(here.made) == 2 and all(name.startswith("t-") for name in here.made)
+
+
+def test_a_run_that_another_command_makes_in_that_moment_is_left_to_it(finished, tmp_path, monkeypatch):
+    _, _, path = finished
+    unpack(path, tmp_path / "runs", code_sha256())
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    monkeypatch.setattr(archive.os.path, "lexists", lambda place: False)
+    assert unpack(path, tmp_path / "runs", code_sha256()) == (0, [])
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of a file's size on this system")
+def test_without_room_nothing_is_left_behind(finished, tmp_path):
+    import resource
+
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+        with pytest.raises(UserError, match="cannot be unpacked: File too large; free some room"):
+            unpack(finished[2], tmp_path / "runs", code_sha256())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [found.name for found in tmp_path.rglob("*")] == ["runs"]
 
 
 def test_the_place_of_the_corpus_does_not_count_and_its_text_does(finished, tmp_path):
@@ -182,7 +207,7 @@ def test_a_damaged_or_absent_archive_is_one_sentence(finished, tmp_path, capsys)
         assert main(words) == 2, name
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and name in error, error
-    assert not (tmp_path / "out" / "runs").exists()
+    assert not any((tmp_path / "out" / "runs").iterdir())
     assert main(["compare", "--table", "t.csv", "--from", str(path)]) == 2
 
 

@@ -63,11 +63,13 @@ def test_several_studies_among_them_refused_and_of_accuracy(tmp_path):
     (tmp_path / "a-points" / "timing.json").write_text(
         json.dumps({"1": {"good": {"median": 12.4}, "bad": {"median": 3}}})
     )
+    (tmp_path / "a-points" / "runs.tar.gz").write_bytes(b"")
     first, second = summary.render(tmp_path).splitlines()[2:]
     assert "| 0.08 points |" in first and "better: `good` +0." in first and "worse: `bad` -0." in first
     assert "| not ranked: bad has 3 claim seeds at budget 1, fewer than 5;" in second and "better" not in second
     page = summary.page(tmp_path)
     assert "Its file: [study.yaml](a-points/study.yaml)." in page and "budget 1x: 3 to 12 s" in page
+    assert "done. `--from` goes on from [them](a-points/runs.tar.gz)." in page and page.count("`--from`") == 1
     assert "Code of the runs: abababababababab; commits c0ffee, c1; torch 2.0." in page
 
 

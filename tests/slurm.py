@@ -78,7 +78,7 @@ PartitionName=all Nodes=ALL Default=YES State=UP
         _end_jobs(environment)
         for path in (folder / "slurmd.pid", folder / "slurmctld.pid", folder / "munge" / "munge.pid"):
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int(path.read_text()), signal.SIGTERM)
+                _end(int(path.read_text()))
 
 
 _MUNGE_FILES = {
@@ -88,6 +88,15 @@ _MUNGE_FILES = {
     "log-file": "log",
     "seed-file": "seed",
 }
+
+
+def _end(process: int) -> None:
+    """End a daemon and see it gone: the controller writes its state as it ends, and then the folder may go."""
+    os.kill(process, signal.SIGTERM)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        os.kill(process, 0)  # OSError: it is gone
+        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -278,7 +278,7 @@ def main() -> int:
     torch.set_num_threads(1)
     say = lambda text: print(text, flush=True)  # noqa: E731
     made: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="study-kills-") as name:
+    with tempfile.TemporaryDirectory(prefix="study-kills-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         os.environ.setdefault("IBNORM_CACHE", str(folder / "cache"))
         if words.forked:

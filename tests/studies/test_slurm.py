@@ -3,6 +3,7 @@
 
 import os
 import random
+import shutil
 import socket
 import subprocess
 import threading
@@ -73,3 +74,5 @@ def test_no_job_outlives_the_node(tmp_path):
             time.sleep(0.2)
         assert any("srun" not in line for line in alive()), "no job started"
     assert not alive()
+    shutil.rmtree(tmp_path)  # nobody writes there any more
+    assert not tmp_path.exists()

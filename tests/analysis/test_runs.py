@@ -234,6 +234,7 @@ def test_intervals_over_seeds_are_students():
 def test_images_are_analyzed_too(make_run, tmp_path, capsys):
     pytest.importorskip("sklearn")
     short = ("--max_steps", 3, "--eval_steps", 3, "--save_steps", 3, "--logging_steps", 1, "--warmup_steps", 1)
+    short += ("--model.embedding_size", 8, "--model.hidden_sizes", "[8,16]")
     resnet = ROOT / "recipes" / "resnet" / "tiny.yaml"
     runs = [make_run(norm, 1, *short, recipe=resnet) for norm in ("batchnorm", "ibnorm-l")]
     words = ["--estimators", "usable", "soft", "--samples", "100", "--placebo", "--out", str(tmp_path)]

@@ -104,6 +104,7 @@ def test_stock_harness_on_the_export_gives_the_same_numbers(
 MUSR = ("--tasks", "leaderboard_musr,leaderboard_gpqa")
 
 
+@pytest.mark.faults
 def test_a_killed_evaluation_goes_on_from_the_finished_tasks(
     command: Command, place: Place, models: Callable, llama_results: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_all_that_decides_a_library_names_it(kernels, builds, monkeypatch, chang
     assert len(builds) == 2 and len(list(kernels.iterdir())) == 2
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", ["empty", "half", "one bit", "no hash", "directory"])
 def test_a_damaged_library_is_never_mapped_but_built_anew(kernels, builds, damage):
     content = whole()
@@ -196,6 +197,7 @@ def test_leftovers_of_killed_processes_go_and_those_at_work_stay(kernels):
     assert [p.name for p in kernels.glob("*.part")] == ["young.part"]
 
 
+@pytest.mark.faults
 def test_a_killed_process_leaves_no_library(kernels, monkeypatch):
     """Killed while the compiler runs: the next one builds."""
     compiler = kernels.parent / "slow-g++"

@@ -59,6 +59,7 @@ def lose_recipe(run):
     (run / "config.yaml").unlink()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", [damage_validation, damage_types, lose_log, lose_most, lose_recipe])
 def test_a_damaged_run_is_set_aside_listed_and_made_again(study, damage):
     wanted = content(study[1])

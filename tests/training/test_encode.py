@@ -79,6 +79,7 @@ def test_a_tokenizer_without_backend_is_called_here():
         assert [row.tolist() for row in encoder(["ab", "c"])] == [[2], [1]]
 
 
+@pytest.mark.faults
 def test_a_killed_worker_is_told(tokenizer, tmp_path: Path):
     said = pytest.raises(UserError, match="out of memory: lower prepare_workers")
     with said, told(folder=tmp_path, space="", memory="lower prepare_workers"), Encoder(tokenizer, 2) as encoder:
@@ -87,6 +88,7 @@ def test_a_killed_worker_is_told(tokenizer, tmp_path: Path):
         list(encoder.map((TEXTS, i) for i in range(5)))
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 def test_workers_end_with_a_killed_parent():
     code = (

@@ -117,6 +117,7 @@ MODES = [
 ]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("base, keys", MODES)
 def test_a_killed_run_ends_as_an_uninterrupted_one(make, tmp_path, monkeypatch, base, keys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -31,10 +31,10 @@ def lines(run: Path) -> list[dict]:
 
 
 def two_processes(kind: str, recipe: Path, run: Path) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [*map(str, PROGRAMS[kind]), str(recipe), *KEYS, "--output_dir", str(run)]
+    command = [sys.executable, "-m", "tests.training.forked", "2", *map(str, PROGRAMS[kind]), str(recipe.resolve())]
+    command += [*KEYS, "--output_dir", str(run.resolve())]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

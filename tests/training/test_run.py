@@ -178,6 +178,7 @@ def test_a_finished_run_trains_nothing_more(run: Path, make_recipe, monkeypatch)
     assert result.validation["loss"] == pytest.approx(validation["loss"], rel=1e-6)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "keys",
     [
@@ -236,6 +237,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_passed_over(run: Path, kind: str):
     damage, said = DAMAGE[kind]

@@ -122,12 +122,12 @@ def test_two_processes_with_joint_statistics_train_as_one(tmp_path):
     """Twice 32 images with synchronized norms against 64 in one process: the same order, the same weights."""
     keys = ["--augmentation", "plain", "--max_grad_norm", "1e9", "--optim", "sgd", "--learning_rate", "0.1"]
     alone = run("resnet/tiny", tmp_path / "one", *keys)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(RECIPES / "train_vision.py"), str(RECIPES / "resnet/tiny.yaml"), *SHORT, *keys]
+    command = [sys.executable, "-m", "tests.training.forked", "2", str(RECIPES / "train_vision.py")]
+    command += [str(RECIPES / "resnet/tiny.yaml"), *SHORT, *keys]
     command += ["--per_device_train_batch_size", "32", "--sync_batch_norm", "true"]
     command += ["--output_dir", str(tmp_path / "two")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=RECIPES.parent, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two"))
     for name, value in one.items():

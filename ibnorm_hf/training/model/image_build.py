@@ -115,10 +115,10 @@ def build_image_config(recipe: Recipe, facts: ImageFacts, classes: tuple[str, ..
     defaults = defaults_of(kind)
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as known
 
-    if not any(getattr(config, "model_type", None) == kind for config in known):
-        raise UserError(
-            f"key model_type: '{kind}' classifies no images{did_you_mean(kind, ('ibnorm_vit', 'ibnorm_resnet'))}"
-        )
+    types = [str(getattr(config, "model_type", "")) for config in known]
+    if kind not in types:
+        ours = [name for name in types if name.startswith("ibnorm_")]
+        raise UserError(f"key model_type: '{kind}' classifies no images{did_you_mean(kind, ours)}")
     for name in recipe.sizes:
         if name in _FROM_DATA:
             raise UserError(f"key model.{name}: it follows from the data; see the key {_FROM_DATA[name]}")

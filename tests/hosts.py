@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForMaskedLM
 
 from ibnorm_hf import registration
 from ibnorm_hf.modeling.recognize import family_of, iter_norms
@@ -29,6 +29,11 @@ SMALL = {
     **{"image_size": 16, "patch_size": 8},
     **{"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic"},
 }
+
+
+def labels(head: Any) -> dict[str, int]:
+    """The size of a head, a class, that is not for ``num_labels`` classes: of an answer, two ends are asked."""
+    return {"num_labels": 2} if head.__name__.endswith("ForQuestionAnswering") else {}
 
 
 class Host:
@@ -56,12 +61,18 @@ class Host:
         return str(name)
 
     @property
+    def language(self) -> Any:
+        """The Auto class of the head that fills masks, or else of the one that predicts the next token."""
+        return AutoModelForMaskedLM if AutoModelForMaskedLM in self.heads else AutoModelForCausalLM
+
+    @property
     def area(self) -> str:
         return str(self.config.norm_area)
 
 
 HOSTS = {host.name: host for host in (Host(*entry) for entry in registration._MODELS.items())}
-CAUSAL = {name: host for name, host in HOSTS.items() if AutoModelForCausalLM in host.heads}
+TEXT = {name: host for name, host in HOSTS.items() if AutoModelForCausalLM in host.heads}
+CAUSAL = {name: host for name, host in TEXT.items() if host.language is AutoModelForCausalLM}
 IMAGES = {name: host for name, host in HOSTS.items() if AutoModelForImageClassification in host.heads}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .next_token import require_next_token
 from .packed import IGNORED
 
 
@@ -37,7 +38,12 @@ def nats_of_rows(
     Args:
         batches: (ids, labels) each, as in ``row_nats``.
         autocast: the dtype of mixed precision; None for none.
+
+    Raises:
+        UserError: the model's tokens see those that follow.
     """
+    if hasattr(model, "config"):
+        require_next_token(model.config, "the model to score")
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device

@@ -18,6 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from .. import registration  # noqa: F401
 from ..common.errors import UserError
+from ..common.next_token import require_next_token
 from ..common.online import reason
 from ..common.vocabulary import beyond
 from .target import resolve
@@ -40,7 +41,8 @@ class IBNormLM(HFLM):
         kwargs: everything else that HFLM takes; ``mixed_precision_dtype`` is by default that of the run.
 
     Raises:
-        UserError: no such model, no tokenizer, or a tokenizer with ids that the embedding has no rows for.
+        UserError: no such model, one whose tokens see those that follow, no tokenizer, or a tokenizer with ids that the
+            embedding has no rows for.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class IBNormLM(HFLM):
             batch_size=size,
             **kwargs,
         )
+        if backend == "causal":
+            require_next_token(self.config, str(getattr(pretrained, "name_or_path", pretrained)))
         _check_vocabulary(self.tokenizer, self.config, self.model)
         if size.startswith("auto") and torch.device(self.device).type == "cpu":
             rows = max(1, self.max_length * _vocab_size(self.config))

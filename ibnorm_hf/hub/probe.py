@@ -26,7 +26,8 @@ def probe(model: Any) -> Tensor | None:
     config = model.config.get_text_config()
     if model.main_input_name == "input_ids":
         length = min(_LENGTH, int(getattr(config, "max_position_embeddings", None) or _LENGTH))
-        ids = torch.randint(0, int(config.vocab_size), (_ROWS, length), generator=generator)
+        choices = (2,) if type(model).__name__.endswith("ForMultipleChoice") else ()
+        ids = torch.randint(0, int(config.vocab_size), (_ROWS, *choices, length), generator=generator)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     elif model.main_input_name == "pixel_values":
         side = getattr(config, "image_size", None) or _SIDE

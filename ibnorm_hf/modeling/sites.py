@@ -2,7 +2,7 @@
 """Where a norm stands in its model: in front of attention, of the MLP, at the end; in which layer; in whose model."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .wrappers import unwrapped
@@ -48,9 +48,15 @@ def site_of(path: str, siblings: frozenset[str] = frozenset(), *, host: str = ""
 
 
 def site_in(model: Any, path: str, width: int = 0) -> Site:
-    """The site of the norm at ``path`` of a model, with or without PEFT around it."""
+    """The site of the norm at ``path`` of a model, with or without PEFT around it.
+
+    A norm inside a head (BERT's, where it fills masks) is of no kind: without the head it is not there.
+    """
     base = unwrapped(model)
     parent = base.get_submodule(path.rpartition(".")[0])
     config = getattr(base, "config", None)
     host = getattr(config, "norm_host", None) or str(getattr(config, "model_type", "") or "").removeprefix("ibnorm_")
-    return site_of(path, frozenset(name for name, _ in parent.named_children()), host=host, width=width)
+    site = site_of(path, frozenset(name for name, _ in parent.named_children()), host=host, width=width)
+    prefix = str(getattr(base, "base_model_prefix", ""))
+    in_head = prefix and hasattr(base, prefix) and not path.startswith(f"{prefix}.")
+    return replace(site, kind="other", layer=0) if in_head else site

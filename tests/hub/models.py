@@ -6,7 +6,7 @@ from transformers.utils import logging
 
 from ibnorm_hf import registration
 
-from ..hosts import HOSTS
+from ..hosts import HOSTS, labels
 
 logging.disable_progress_bar()
 
@@ -32,7 +32,7 @@ def sizes(model_type):
 def build(config_class, cls, **flags):
     """A model whose every parameter, norm weights included, has a value that no initialization gives."""
     torch.manual_seed(0)
-    config = config_class(**{**HOST_OF[config_class].sizes(**SMALLER), **flags})
+    config = config_class(**{**HOST_OF[config_class].sizes(**SMALLER), **labels(cls), **flags})
     model = cls(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -30,7 +30,8 @@ def inputs_for(model):
     torch.manual_seed(1)
     if model.main_input_name == "pixel_values":
         return {"pixel_values": torch.randn(2, 3, 8, 8)}
-    return {"input_ids": torch.randint(1, 64, (2, 7))}
+    choices = (3,) if type(model).__name__.endswith("ForMultipleChoice") else ()
+    return {"input_ids": torch.randint(1, 64, (2, *choices, 7))}
 
 
 def run_jobs(folder, jobs, *arguments, **variables):

@@ -19,9 +19,15 @@ from ibnorm_hf import IBNorm, assert_norms, list_norms
 from ibnorm_hf.modeling.create import get_spec
 from ibnorm_hf.modeling.recognize import norm_name
 
-from ..hosts import CAUSAL, HOSTS, IMAGES, shake
+from ..hosts import CAUSAL, HOSTS, IMAGES, TEXT, labels, shake
 
 IDS = torch.arange(3, 23).view(2, 10)
+
+
+NO_DROPOUT = {
+    **{"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    **{"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0},
+}
 
 
 def make_config(architecture, **flags):
@@ -29,21 +35,24 @@ def make_config(architecture, **flags):
     return AutoConfig.for_model(host.model_type, **{**host.sizes(), **flags})
 
 
-def make_model(architecture, auto=AutoModelForCausalLM, **flags):
+def make_model(architecture, auto=None, **flags):
     """A model in eval mode whose norm weights are not at their initial values."""
     torch.manual_seed(0)
-    return shake(auto.from_config(make_config(architecture, **flags)))
+    auto = auto or HOSTS[architecture].language
+    return shake(auto.from_config(make_config(architecture, **labels(auto), **flags)))
 
 
 def make_vanilla(architecture):
     torch.manual_seed(0)
     host = HOSTS[architecture]
-    return AutoModelForCausalLM.from_config(host.vanilla(**host.sizes())).eval()
+    return host.language.from_config(host.vanilla(**host.sizes())).eval()
 
 
 def first_output(model, **inputs):
+    # Of several choices, each is a sequence.
+    ids = IDS[:, None].repeat(1, 3, 1) if type(model).__name__.endswith("ForMultipleChoice") else IDS
     with torch.no_grad():
-        return model(IDS, **inputs)[0]
+        return model(ids, **inputs)[0]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +71,7 @@ def test_auto_round_trip_is_bit_equal(architecture, auto, tmp_path):
 
 
 @pytest.mark.parametrize("name", list_norms())
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_every_norm_trains_in_every_architecture(architecture, name):
     model = make_model(architecture, norm_type=name).train()
     assert {norm_name(m) for n, m in model.named_modules() if norm_name(m)} == {name}
@@ -71,11 +80,11 @@ def test_every_norm_trains_in_every_architecture(architecture, name):
     assert math.isfinite(loss.item()) and all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_vanilla_weights_give_vanilla_logits(architecture, tmp_path):
     host_norm = HOSTS[architecture].norm
     vanilla = make_vanilla(architecture)
-    ours = AutoModelForCausalLM.from_config(make_config(architecture, norm_type=host_norm)).eval()
+    ours = HOSTS[architecture].language.from_config(make_config(architecture, norm_type=host_norm)).eval()
     ours.load_state_dict(vanilla.state_dict())
     assert torch.equal(first_output(ours), first_output(vanilla))
     vanilla.save_pretrained(tmp_path)
@@ -83,11 +92,11 @@ def test_vanilla_weights_give_vanilla_logits(architecture, tmp_path):
     assert torch.equal(first_output(loaded), first_output(vanilla))
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_same_seed_gives_every_norm_the_same_linear_weights(architecture):
     def linear_weights(name):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(make_config(architecture, norm_type=name))
+        model = HOSTS[architecture].language.from_config(make_config(architecture, norm_type=name))
         return {n: p for n, p in model.named_parameters() if p.dim() == 2}
 
     host = linear_weights(HOSTS[architecture].norm)
@@ -105,7 +114,7 @@ def test_gpt2_scales_residual_projections_by_depth(auto):
 
 def drop_norms(folder):
     weights = load_file(folder / "model.safetensors")
-    kept = {k: v for k, v in weights.items() if not any(part in k for part in ("norm", "ln_", "alpha"))}
+    kept = {k: v for k, v in weights.items() if not any(part in k.lower() for part in ("norm", "ln_", "alpha"))}
     assert len(kept) < len(weights)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -120,16 +129,16 @@ def assert_initial(model):
     assert found
 
 
-MISSING = [(AutoModelForCausalLM, name) for name in list_norms()]
-MISSING += [(auto, name) for auto in (AutoModel, AutoModelForSequenceClassification) for name in ("ibnorm-l", "dyt")]
+MISSING = [(auto, name) for auto in (AutoModel, AutoModelForSequenceClassification) for name in ("ibnorm-l", "dyt")]
+MISSING_IN = [(host, of.language, name) for host, of in TEXT.items() for name in list_norms()]
 # OLMo 2 has no head that classifies.
-MISSING_IN = [(host, auto, name) for host, of in CAUSAL.items() for auto, name in MISSING if auto in of.heads]
+MISSING_IN += [(host, auto, name) for host, of in TEXT.items() for auto, name in MISSING if auto in of.heads]
 
 
 @pytest.mark.parametrize("architecture, auto, name", MISSING_IN, ids=str)
 def test_missing_norm_weights_take_their_start_values(architecture, auto, name, tmp_path):
     model = make_model(architecture, norm_type=name)
-    start = dict(norm_parameters(AutoModelForCausalLM.from_config(model.config)))
+    start = dict(norm_parameters(HOSTS[architecture].language.from_config(model.config)))
     with torch.no_grad():
         for _, p in norm_parameters(model):
             p.add_(3.0)
@@ -148,7 +157,7 @@ def norm_parameters(model):
     """(path without the name of the base model, parameter) of everything inside norms."""
     for path, module in model.named_modules():
         if norm_name(module):
-            short = path.removeprefix("model.").removeprefix("transformer.")
+            short = path.removeprefix(f"{model.base_model_prefix}.")
             yield from ((f"{short}.{n}", p) for n, p in module.named_parameters())
 
 
@@ -167,27 +176,27 @@ def test_missing_norm_weights_inside_a_composite_model(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_low_precision_loads(architecture, dtype, tmp_path):
     model = make_model(architecture)
     model.save_pretrained(tmp_path)
-    low = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, device_map="auto").eval()
+    low = HOSTS[architecture].language.from_pretrained(tmp_path, dtype=dtype, device_map="auto").eval()
     assert {p.dtype for p in low.parameters()} == {dtype}
     out = first_output(low)
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), first_output(model), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_sharded_checkpoint(architecture, tmp_path):
     model = make_model(architecture)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    again = HOSTS[architecture].language.from_pretrained(tmp_path).eval()
     assert torch.equal(first_output(again), first_output(model))
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_attention_implementations_agree(architecture):
     model = make_model(architecture)
     outputs = []
@@ -215,9 +224,9 @@ def test_generation(architecture):
     assert model.generate(IDS, num_beams=3, **options).shape == (2, 18)
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_checkpointing_gives_bit_equal_gradients(architecture):
-    model = make_model(architecture, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
+    model = make_model(architecture, **NO_DROPOUT).train()
 
     def gradients():
         model.zero_grad()
@@ -229,10 +238,10 @@ def test_checkpointing_gives_bit_equal_gradients(architecture):
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_compiles_as_one_graph_with_labels(architecture):
     torch.compiler.reset()
-    model = make_model(architecture, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
+    model = make_model(architecture, **NO_DROPOUT).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     loss = compiled(input_ids=IDS, labels=IDS).loss
     loss.backward()
@@ -245,7 +254,7 @@ def test_compiles_as_one_graph_with_labels(architecture):
         torch.testing.assert_close(gradient[name], p.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_inherits_parallel_plans_and_ties(architecture):
     host = HOSTS[architecture]
     for plan in ("base_model_tp_plan", "base_model_pp_plan"):
@@ -254,7 +263,7 @@ def test_inherits_parallel_plans_and_ties(architecture):
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", TEXT)
 def test_parameter_counts_equal_the_hosts(architecture):
     assert make_model(architecture).num_parameters() == make_vanilla(architecture).num_parameters()
 

@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from ... import registration  # noqa: F401
 from ...common.errors import UserError, did_you_mean
+from ...common.next_token import require_next_token
 from ...modeling.compression import get_compression, list_compressions
 from ...modeling.configuration_ibnorm import NormFlags
 from ...modeling.replace import replace_norms
@@ -55,7 +56,9 @@ def build_config(recipe: Recipe, tokenizer: Any = None) -> PreTrainedConfig:
     else:
         # Defaults such as GPT-2's 50256 may lie beyond a smaller vocabulary.
         values |= dict.fromkeys(_FROM_TOKENIZER, 0)
-    return _checked_positions(config_of(lambda: AutoConfig.for_model(kind, **values)), recipe)
+    config = config_of(lambda: AutoConfig.for_model(kind, **values))
+    require_next_token(config, "key model_type: this")
+    return _checked_positions(config, recipe)
 
 
 def config_of(make: Callable[[], Any]) -> Any:
@@ -74,6 +77,7 @@ def _pretrained_config(recipe: Recipe, source: str) -> PreTrainedConfig:
         raise UserError(
             f"{source} holds a {stored or config.model_type}, which is no causal language model to train on"
         )
+    require_next_token(config, source)
     given = _given_flags(recipe)
     if not given:
         return config

@@ -97,6 +97,23 @@ ARCHITECTURES = {
             "Gemma 3 has rotary parameters a kind of layer, which the test does not set",
         ),
     ),
+    "bert": Architecture(
+        config="BertConfig",
+        tester="BertTester",
+        heads={
+            "MODEL": "BertModel",
+            "MODEL_FOR_PRETRAINING": "BertForPreTraining",
+            "MODEL_FOR_CAUSAL_LM": "BertLMHeadModel",
+            "MODEL_FOR_MASKED_LM": "BertForMaskedLM",
+            "MODEL_FOR_NEXT_SENTENCE_PREDICTION": "BertForNextSentencePrediction",
+            "MODEL_FOR_SEQUENCE_CLASSIFICATION": "BertForSequenceClassification",
+            "MODEL_FOR_MULTIPLE_CHOICE": "BertForMultipleChoice",
+            "MODEL_FOR_TOKEN_CLASSIFICATION": "BertForTokenClassification",
+            "MODEL_FOR_QUESTION_ANSWERING": "BertForQuestionAnswering",
+        },
+        config_test={"hidden_size": 36},
+        at_least=100,
+    ),
     "gpt2": Architecture(
         config="GPT2Config",
         tester="GPT2Tester",

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import unittest
+from typing import Any
 
 from ..generation.test_utils import GenerationTesterMixin
 from ..test_configuration_common import ConfigTester
@@ -14,6 +15,17 @@ from ..test_modeling_common import ModelTesterMixin
 from ..test_training_mixin import TrainingTesterMixin
 from . import testers
 from .architectures import ARCHITECTURES, Architecture, enter_names, load
+
+
+class CompleteInputs:
+    """The inputs of a head, with the labels that its tester alone knows."""
+
+    model_tester: testers.Tester
+
+    def _prepare_for_class(self, inputs_dict: Any, model_class: type, return_labels: bool = False) -> Any:
+        prepared = super()._prepare_for_class(inputs_dict, model_class, return_labels)  # type: ignore[misc]
+        return self.model_tester.complete(prepared, model_class, labels=return_labels)
+
 
 ARM = os.environ["PEER_ARM"]
 FLAGS = json.loads(os.environ.get("PEER_CONFIG_FLAGS", "{}"))
@@ -44,9 +56,9 @@ def build(architecture: Architecture) -> type[unittest.TestCase]:
         **architecture.attributes,
         **{name: skipped(reason) for name, reason in architecture.not_applicable.items()},
     }
-    bases: tuple[type, ...] = (ModelTesterMixin, unittest.TestCase)
+    bases: tuple[type, ...] = (CompleteInputs, ModelTesterMixin, unittest.TestCase)
     if any(head.can_generate() for head in heads):
-        bases = (ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, unittest.TestCase)
+        bases = (CompleteInputs, ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, unittest.TestCase)
     return type(architecture.class_name, bases, body)
 
 

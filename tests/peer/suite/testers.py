@@ -32,6 +32,10 @@ class Tester:
     def inputs(self) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
+    def complete(self, inputs: dict[str, torch.Tensor], model_class: type, *, labels: bool) -> dict[str, torch.Tensor]:
+        """What `ModelTesterMixin` cannot know that a head takes, where its loss is asked for."""
+        return inputs
+
     def get_config(self) -> PreTrainedConfig:
         return self.config_class(**self.settings(), **self.flags)
 
@@ -73,6 +77,31 @@ class WideHeadTester(LlamaTester):
 
     def settings(self) -> dict[str, object]:
         return {**super().settings(), "head_dim": 16}
+
+
+class BertTester(TextTester):
+    num_choices = 4
+    num_labels = 2  # of an answer to a question, two ends are asked
+
+    def complete(self, inputs: dict[str, torch.Tensor], model_class: type, *, labels: bool) -> dict[str, torch.Tensor]:
+        if labels and model_class.__name__.endswith("ForPreTraining"):
+            shape = [self.batch_size, self.seq_length]
+            zeros = {"labels": torch.zeros(shape).long(), "next_sentence_label": torch.zeros(self.batch_size).long()}
+            return {**inputs, **zeros}
+        return inputs
+
+    def settings(self) -> dict[str, object]:
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": 64,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "max_position_embeddings": 512,
+            "initializer_range": self.initializer_range,
+            "pad_token_id": 0,
+            "num_labels": self.num_labels,
+        }
 
 
 class GPT2Tester(TextTester):

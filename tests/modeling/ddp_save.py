@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes train a swapped model for a step and save it: FOLDER/base, a host's own weights, to FOLDER/saved."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForCausalLM
+
+from ibnorm_hf import replace_norms
+
+
+def main(folder: str) -> None:
+    dist.init_process_group("gloo")
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/base")
+    replace_norms(model, "ibnorm-t", norm_lambda=1)
+    shared = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(shared.parameters(), lr=0.1)
+    ids = torch.arange(1, 8)[None] + dist.get_rank()
+    shared(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    if dist.get_rank() == 0:
+        shared.module.save_pretrained(f"{folder}/saved")
+        torch.save(model.state_dict(), f"{folder}/state.pt")
+    dist.barrier()
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    both = [torch.empty_like(weights) for _ in range(2)]
+    dist.all_gather(both, weights)
+    assert torch.equal(*both)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

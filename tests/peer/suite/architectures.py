@@ -54,6 +54,19 @@ ARCHITECTURES = {
         config_test={"hidden_size": 64},
         at_least=105,
     ),
+    "qwen2": Architecture(
+        config="Qwen2Config",
+        tester="LlamaTester",
+        heads={
+            "MODEL": "Qwen2Model",
+            "MODEL_FOR_CAUSAL_LM": "Qwen2ForCausalLM",
+            "MODEL_FOR_SEQUENCE_CLASSIFICATION": "Qwen2ForSequenceClassification",
+            "MODEL_FOR_TOKEN_CLASSIFICATION": "Qwen2ForTokenClassification",
+            "MODEL_FOR_QUESTION_ANSWERING": "Qwen2ForQuestionAnswering",
+        },
+        config_test={"hidden_size": 64},
+        at_least=105,
+    ),
     "qwen3": Architecture(
         config="Qwen3Config",
         tester="WideHeadTester",

@@ -438,6 +438,19 @@ def test_a_wrong_corpus_is_one_sentence(tmp_path: Path, monkeypatch, corpus: str
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + "/*.txt", "a\0/*", "\0.txt", "~nobody/x.txt", "[.txt"])
+def test_a_name_that_can_be_no_path_is_told_in_a_sentence_or_is_one_of_the_hub(tmp_path: Path, name: str):
+    path, said = tmp_path / "r.yaml", []
+    template = {"messages_column": "m", "corpus": "a.txt", "chat_template": name}
+    for keys in ({"corpus": [name]}, {"corpus": name}, {"validation_corpus": name}, template):
+        path.write_text(json.dumps(keys))
+        try:
+            look(load_recipe(path).data)
+        except UserError as error:
+            said.append(str(error))
+    assert said and not any("\n" in sentence for sentence in said) and "key chat_template" in said[-1]
+
+
 def test_names_are_taken_from_where_the_recipe_lies(tmp_path: Path, monkeypatch):
     records(tmp_path / "data" / "own.txt", "o", 3)
     records(tmp_path / "data" / "more" / "b.jsonl", "b", 3)

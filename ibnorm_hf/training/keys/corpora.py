@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def shares(entries: tuple[CorpusEntry, ...]) -> list[float] | None:
 
 def is_pattern(name: str) -> bool:
     """Whether a name is a glob; a file that is really called so is none."""
-    return glob.has_magic(name) and not Path(name).expanduser().exists()
+    return glob.has_magic(name) and "\0" not in name and not os.path.exists(os.path.expanduser(name))
 
 
 def beside(value: Any, folder: Path, words: tuple[str, ...] = ()) -> Any:
@@ -94,10 +95,10 @@ def beside(value: Any, folder: Path, words: tuple[str, ...] = ()) -> Any:
     if not isinstance(value, str) or value in words:
         return value
     found = folder / value
-    if found.exists():
-        return value if Path(value).exists() and found.samefile(value) else str(found)
+    if os.path.exists(found):  # unlike that of a Path, this is False for what can be no path
+        return value if os.path.exists(value) and found.samefile(value) else str(found)
     pattern = str(Path(glob.escape(str(folder))) / value)
-    there = glob.has_magic(value) and next(glob.iglob(pattern, recursive=True), None) is not None
+    there = is_pattern(value) and next(glob.iglob(pattern, recursive=True), None) is not None
     return pattern if there and folder.resolve() != Path().resolve() else value
 
 
@@ -135,5 +136,5 @@ def _weight(item: dict[str, Any]) -> float | None:
 
 def _place(entry: CorpusEntry) -> Any:
     """What two entries must not have in common."""
-    path = Path(entry.name).expanduser()
-    return path.resolve() if path.exists() else (entry.name, tuple(sorted(entry.own.items())))
+    path = os.path.expanduser(entry.name)
+    return os.path.realpath(path) if os.path.exists(path) else (entry.name, tuple(sorted(entry.own.items())))

@@ -101,7 +101,7 @@ def _look_beside(asked: Asked) -> None:
         if not isinstance(value, (str, list)) or value in words or not file.is_file():
             continue
         found = file.parent / str(value)
-        model = key in ("tokenizer", "pretrained") and found.is_dir()
+        model = key in ("tokenizer", "pretrained") and os.path.isdir(found)
         # A folder of recipes may bear the name of a model of the Hub.
         if model and not any(found.glob("*.json")) and not any(found.glob("*.gguf")):
             continue

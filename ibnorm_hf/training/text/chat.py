@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def named_template(data: DataArguments) -> str | None:
     name = data.chat_template
     if name is None or name in _TEMPLATES:
         return _TEMPLATES.get(str(name))
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(name))
+    if not os.path.isfile(path):
         raise UserError(f"key chat_template: {name} is no file; give a file with a Jinja template, or chatml")
     return read_text(path, MAX_TEMPLATE_BYTES)
 

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from ....common.errors import UserError
+from ....common.errors import UserError, one_line
 from ....common.paths import cache_root, digest, file_sha256, write_json
 from ...keys.arguments import DataArguments
 from ...keys.corpora import is_pattern
@@ -118,14 +119,14 @@ class Files(Source):
 
     @classmethod
     def claims(cls, corpus: Any) -> bool:
-        path = Path(corpus).expanduser()
+        path = Path(os.path.expanduser(corpus))
         looks_local = corpus.startswith((".", "/", "~")) or path.suffix.lower() in (*endings(), *PACKERS)
-        return path.exists() or looks_local or corpus.count("/") > 1 or not corpus or is_pattern(corpus)
+        return os.path.exists(path) or looks_local or corpus.count("/") > 1 or not corpus or is_pattern(corpus)
 
     @classmethod
     def open(cls, data: DataArguments, corpus: str) -> Source:
-        path = Path(corpus).expanduser()
-        if not path.exists() and not is_pattern(str(path)):
+        path = Path(os.path.expanduser(corpus))
+        if not os.path.exists(path) and not is_pattern(str(path)):
             raise UserError(f"corpus '{corpus}' does not exist; give a file, a folder, `embedded` or a Hub name")
         return cls(data, path)
 
@@ -249,13 +250,16 @@ def _unpacked(file: IO[bytes], path: Path) -> IO[bytes]:
 
 def _find_files(path: Path, pattern: str | None) -> tuple[list[Path], list[Path]]:
     """The files to read, and those of a folder or pattern that are none of ours."""
-    if path.is_file():
+    if os.path.isfile(path):  # unlike that of a Path, this is False for what can be no path
         return [path], []  # whatever its suffix: an unknown one is read as text
     known = readers()
     hits = [path] if pattern is None else [Path(hit) for hit in glob.glob(pattern, recursive=True)]
     if not hits:
         raise UserError(f"corpus pattern {pattern} matches no file; ** stands for folders of any depth")
-    met = sorted({f for hit in hits for f in (hit.rglob("*") if hit.is_dir() else [hit])})
+    try:
+        met = sorted({f for hit in hits for f in (hit.rglob("*") if hit.is_dir() else [hit])})
+    except OSError as error:
+        raise UserError(f"corpus folder {path} cannot be listed: {one_line(error)}; name its files") from None
     # A link to a folder inside a folder is not followed, and so named.
     lying = [f for f in met if f.is_file() or (f.is_symlink() and f.is_dir() and f not in hits)]
     found = [f for f in lying if ending_of(f) in known and f.name[0] != "." and f.is_file()]

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.folder.run_folder import claim, write_environment
 from ibnorm_hf.training.keys.arguments import DataArguments, ModelArguments, RunArguments
+from ibnorm_hf.training.keys.describe import key_lines
 from ibnorm_hf.training.keys.identity import differences, identity, run_id
 from ibnorm_hf.training.keys.image_arguments import ImageArguments
 from ibnorm_hf.training.keys.reading import key_types, known_keys, read
@@ -25,6 +27,58 @@ RESNET = Path(__file__).parents[2] / "recipes" / "resnet" / "tiny.yaml"
 
 def images(*words: str) -> Recipe:
     return load_recipe(RESNET, ["--output_dir", "run", *words])
+
+
+SAMPLES = {
+    "null": [None],
+    "true or false": [True, False],
+    "false": [False],
+    "a whole number": [3],
+    "a number": [3, 0.5],
+    "a text": ["word", 3, 0.5],
+    "a list": [["word"], [0.5]],
+    "a mapping": [{"a": 1}],
+}
+
+
+@pytest.mark.parametrize("data", [DataArguments, ImageArguments])
+def test_what_keys_prints_of_a_type_is_what_the_parser_takes(data, tmp_path: Path):
+    """Of every key: each kind of value that its line names is taken, and each that it does not name is refused."""
+    told = dict(re.findall(r"^(\w+): ([^;]*); default", "\n".join(key_lines()), re.M))
+    keys = [key for key in known_keys(data) if key != "images"]
+    assert len(keys) > 90 and set(keys) <= set(told)
+
+    def takes(key, value) -> bool:
+        (tmp_path / "k.yaml").write_text(
+            yaml.safe_dump({key: value} | ({"images": "digits"} if data is ImageArguments else {}))
+        )
+        try:
+            read(tmp_path / "k.yaml", [])
+        except UserError:
+            return False
+        return True
+
+    wrong = []
+    for key in keys:
+        named = told[key]
+        if named.startswith("one of "):
+            names = named.removeprefix("one of ").split(", ")
+            wrong += [(key, name) for name in names if not takes(key, name)]
+            wrong += [(key, name) for name in ("word", [names[0]]) if takes(key, name)]
+            continue
+        kinds = [kind for kind in SAMPLES if re.search(rf"(^| or ){kind}( or |$)", named)]
+        assert kinds and set(" or ".join(kinds).split()) == set(named.split()), (key, named)
+        items = [value for kind in kinds for value in SAMPLES[kind] if kind != "a list"]
+        listed = [[value] for value in items if isinstance(value, (str, float))] if "a list" in kinds else []
+        wrong += [(key, value) for value in [*items, *listed[:1]] if not takes(key, value)]
+        others = [value for values in SAMPLES.values() for value in values if not any(_same(value, i) for i in items)]
+        others = [v for v in others if not (isinstance(v, list) and "a list" in kinds)]
+        wrong += [(key, value) for value in others if takes(key, value)]
+    assert not wrong
+
+
+def _same(a, b) -> bool:
+    return type(a) is type(b) and a == b
 
 
 # ---- null ------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from .corpora import corpus_entries
 from .reading import Asked
 from .schedule import LambdaSchedule
 
+WITHOUT_EPOCHS = ("no", "steps")  # of the strategies that TrainingArguments knows: a run has no epochs
+
 
 def check_start(model: ModelArguments, data: Any, repo_id: str | None, asked: Asked) -> None:
     """Keys of what is trained and from where, which contradict each other more easily than others.
@@ -83,14 +85,14 @@ def check_values(data: Any, run: RunArguments, asked: Asked) -> None:
             run.sample_steps is None or (run.sample_steps > 0 and isinstance(data, DataArguments)),
             "must be at least 1, and is for language models",
         ),
-        ("eval_strategy", run.eval_strategy != "epoch", "must be steps or no: a run has no epochs"),
+        ("eval_strategy", run.eval_strategy in WITHOUT_EPOCHS, "must be steps or no: a run has no epochs"),
         ("processes", run.processes in (None, world), f"is {run.processes}, but the launcher started {world}"),
         (
             "record_shapes",
             not (run.record_shapes and run.torch_compile),
             "reads inside the model; not with torch_compile",
         ),
-        ("save_strategy", run.save_strategy in ("steps", "no"), "must be steps or no: a run has no epochs"),
+        ("save_strategy", run.save_strategy in WITHOUT_EPOCHS, "must be steps or no: a run has no epochs"),
     ]
     for key, right, message in rules:
         if not right:

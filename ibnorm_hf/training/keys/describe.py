@@ -10,6 +10,7 @@ from typing import Any
 
 from ...common.errors import UserError, did_you_mean
 from .arguments import DataArguments, ModelArguments, RunArguments
+from .checks import WITHOUT_EPOCHS
 from .image_arguments import ImageArguments
 from .reading import key_types, known_keys
 from .recipe import bound
@@ -39,12 +40,16 @@ def key_lines(word: str | None = None) -> list[str]:
                 states = {("bound" if bound(item.name, data) else "free"): name for name, data in homes}
                 state = next(iter(states)) if len(states) == 1 else "bound for images, free for text"
                 only = f", {homes[0][0]} alone" if len(homes) == 1 else ""
-                kind = describe(key_types(homes[0][1])[item.name])
+                kind = _kind(item.name, key_types(homes[0][1])[item.name])
                 out.append(f"{item.name}: {kind}; default {_default(item)}; {state}{only}\n    {meaning}")
     out += [f"{key}: refused\n    {why}" for key, why in REFUSED.items() if word and wanted in key]
     if not out:
         raise UserError(f"no key holds '{word}'{did_you_mean(wanted, [*names, *REFUSED])}")
     return out
+
+
+def _kind(name: str, kind: Any) -> str:
+    return f"one of {', '.join(WITHOUT_EPOCHS)}" if name in ("eval_strategy", "save_strategy") else describe(kind)
 
 
 def _default(item: dataclasses.Field[Any]) -> str:

@@ -117,7 +117,7 @@ def _members(kind: Any) -> list[Any]:
 
 
 def describe(kind: Any) -> str:
-    """The type in words: `a number or null`."""
+    """The type in words: `a number or null`; what may be a list may be one of its items alone."""
     words = []
     for member in _members(kind):
         if member is type(None):
@@ -125,5 +125,10 @@ def describe(kind: Any) -> str:
         if isinstance(member, type) and issubclass(member, Enum):
             return f"one of {', '.join(str(item.value) for item in member)}"
         origin = get_origin(member) or member
-        words.append("a list" if origin is list else _NAMES.get(origin, str(member)))
+        if origin is list:
+            words += [_NAMES[(get_args(member) or (str,))[0]], "a list"]
+        elif origin is Literal:
+            words += [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in get_args(member)]
+        else:
+            words.append(_NAMES.get(origin, str(member)))
     return " or ".join([*dict.fromkeys(words), *(["null"] if type(None) in _members(kind) else [])])

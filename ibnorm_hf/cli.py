@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code: 0 done, 1 failed on the way, 2 asked wrongly, 130 Ctrl-C."""
     from .common.errors import UserError
+    from .common.last_word import complain
     from .training.keys.command import completed
 
     arguments = completed(_parser()).parse_args(argv)
@@ -30,20 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:  # `ibnorm-hf ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .common.last_word import Parser
     from .training.keys.command import add_recipe, add_recipe_jobs
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ibnorm-hf", description="IBNorm in Hugging Face models: train, measure, publish.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"ibnorm_hf {__version__}")
@@ -98,6 +100,7 @@ def finetune(arguments: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe) -> int:
+    from .common.last_word import complain
     from .training import job
 
     if recipe.repo_id and recipe.run.process_index == 0:
@@ -110,7 +113,7 @@ def _train(recipe: Recipe) -> int:
         return 0
     result = job.pretrain(recipe)
     if result.stopped_by is not None:
-        print(f"stopped: a checkpoint is in {result.folder}; the same command goes on from it", file=sys.stderr)
+        complain(f"stopped: a checkpoint is in {result.folder}; the same command goes on from it")
         return 128 + result.stopped_by
     if recipe.run.process_index == 0:
         _tell(recipe, result)

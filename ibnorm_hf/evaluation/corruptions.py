@@ -2,7 +2,8 @@
 """Corruptions of images made on the fly, in five severities: noise, blur and contrast.
 
 They are of the kind of ImageNet-C (Hendrycks and Dietterich, arXiv:1903.12261) and not its files: numbers are not
-comparable with published ones. Blur grows with the image, so that 8 x 8 and 224 x 224 lose about the same.
+comparable with published ones. Noise grows with an image's own contrast and blur with its size, so that a severity is
+about the same loss to 8 x 8 digits and to larger or paler pictures: 1 is mild, and 5 leaves little.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTIONS = ("noise", "blur", "contrast")
-_NOISE = (0.04, 0.08, 0.16, 0.24, 0.32)  # standard deviation, of a range of 1
-_BLUR = (0.015, 0.025, 0.04, 0.06, 0.08)  # standard deviation, as a share of the image's height
-_LEAST_BLUR = (0.4, 0.5, 0.6, 0.7, 0.85)  # pixels: less changes no pixel of a small image
-_CONTRAST = (0.6, 0.45, 0.3, 0.2, 0.1)  # what is left of the distance from the image's mean
+_NOISE = (0.2, 0.33, 0.5, 0.7, 1.0)  # standard deviation, as a share of that of the image's values
+_BLUR = (0.02, 0.032, 0.048, 0.065, 0.085)  # standard deviation, as a share of the image's height ...
+_LEAST_BLUR = 0.4  # ... beyond as many pixels, which change next to nothing
+_CONTRAST = (0.93, 0.85, 0.75, 0.6, 0.4)  # what is left of the distance from the image's mean
 
 
 def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator) -> Tensor:
@@ -32,9 +33,10 @@ def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator
     level = severity - 1
     if name == "noise":
         noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images.device)
-        return (images + _NOISE[level] * noise).clamp(0, 1)
+        spread = images.std((1, 2, 3), correction=0, keepdim=True)
+        return (images + _NOISE[level] * spread * noise).clamp(0, 1)
     if name == "blur":
-        return gaussian_blur(images, max(_LEAST_BLUR[level], _BLUR[level] * images.shape[-2]))
+        return gaussian_blur(images, math.hypot(_LEAST_BLUR, _BLUR[level] * images.shape[-2]))
     mean = images.mean((1, 2, 3), keepdim=True)
     return mean + _CONTRAST[level] * (images - mean)
 

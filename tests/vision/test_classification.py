@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.evaluation.classification import calibration_error, evaluate_images, predict, scores
 from ibnorm_hf.evaluation.corruptions import CORRUPTIONS, corrupt, gaussian_blur
 from ibnorm_hf.evaluation.robustness_chart import draw_robustness
-from ibnorm_hf.training.images.images import Images
+from ibnorm_hf.training.images.images import Images, load_digits, load_idx
 
 
 def generator(seed=0):
@@ -57,11 +58,13 @@ def test_noise_blur_and_contrast():
         assert distances == sorted(distances) and distances[0] > 0
         assert torch.equal(corrupt(images, name, 3, generator()), corrupt(images, name, 3, generator()))
         assert corrupt(images, name, 5, generator()).min() >= 0 and corrupt(images, name, 5, generator()).max() <= 1
-    noise = corrupt(torch.full((1, 1, 100, 100), 0.5), "noise", 2, generator()) - 0.5
-    assert noise.std().item() == pytest.approx(0.08, rel=0.05)
+    stripes = torch.tensor([0.4, 0.6]).repeat(1, 1, 100, 50)
+    noise = corrupt(torch.cat([stripes, (stripes - 0.5) * 2 + 0.5]), "noise", 3, generator())
+    noise = noise - torch.cat([stripes, (stripes - 0.5) * 2 + 0.5])
+    assert noise.std((1, 2, 3)).tolist() == pytest.approx([0.5 * 0.1, 0.5 * 0.2], rel=0.05)  # of its own contrast
     flat = corrupt(images, "contrast", 5, generator())
     torch.testing.assert_close(flat.mean((1, 2, 3)), images.mean((1, 2, 3)))
-    torch.testing.assert_close(flat.std((1, 2, 3)), 0.1 * images.std((1, 2, 3)))
+    torch.testing.assert_close(flat.std((1, 2, 3)), 0.4 * images.std((1, 2, 3)))
     with pytest.raises(ValueError, match="no corruption 'fog' of severity 3; known: noise, blur, contrast, 1 to 5"):
         corrupt(images, "fog", 3, generator())
 
@@ -77,7 +80,7 @@ def test_blur_is_a_gaussian():
 
 
 class Brightest(nn.Module):
-    """Says which of ten pixels is the brightest: right on the images below, and worse the more noise there is."""
+    """Says which of ten pixels is the brightest: right on the images below, and less sure the more noise there is."""
 
     config = SimpleNamespace(num_labels=10)
 
@@ -102,8 +105,8 @@ def test_evaluation_covers_every_corruption(judged):
     assert model.training and result["images"] == 300 and result["classes"] == 10
     assert result["clean"]["top1"] == 1.0
     assert {n: list(s) for n, s in result["corrupted"].items()} == {n: list("12345") for n in CORRUPTIONS}
-    noise = [result["corrupted"]["noise"][s]["top1"] for s in "12345"]
-    assert noise[0] > noise[2] > noise[4] > 0.1
+    noise = [result["corrupted"]["noise"][s]["loss"] for s in "12345"]
+    assert result["clean"]["loss"] < noise[0] < noise[2] < noise[4]
     every = [s["top1"] for by in result["corrupted"].values() for s in by.values()]
     assert result["corrupted_top1"] == pytest.approx(sum(every) / 15)
     assert evaluate_images(model, images, lambda v: v, batch_size=64) == result
@@ -132,3 +135,52 @@ def test_every_severity_changes_small_images_too(side):
         seen = [images, *(corrupt(images, name, severity, generator()) for severity in range(1, 6))]
         steps = [(a - b).abs().mean().item() for a, b in itertools.pairwise(seen)]
         assert min(steps) > 2e-3, (name, steps)
+
+
+def classifier(train: Images) -> nn.Module:
+    """A few seconds of training on pixels as they are."""
+    torch.manual_seed(0)
+    side, classes = train.pixels.shape[-1], int(train.labels.max()) + 1
+    pooled = nn.AdaptiveAvgPool2d(4)
+    body = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1, stride=side // 8), nn.ReLU()]
+    model = nn.Sequential(*body, pooled, nn.Flatten(), nn.Linear(512, classes))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(200):
+        rows = torch.randint(len(train), (64,), generator=generator(step))
+        loss = nn.functional.cross_entropy(model(train.pixels[rows].float() / 255), train.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+class Judged(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.config = model, SimpleNamespace(num_labels=10)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.model(pixel_values))
+
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+
+
+@pytest.mark.parametrize("name", ["digits", "digits in 28 x 28", *(["fashion"] if FASHION.is_dir() else [])])
+def test_a_severity_does_more_than_the_one_before_and_the_first_does_little(name):
+    data = load_idx(FASHION) if name == "fashion" else load_digits()
+    train, held_out = data.train, data.validation.select(range(360))
+    if name.endswith("28"):
+        train, held_out = (
+            Images(nn.functional.interpolate(part.pixels, size=28, mode="bilinear"), part.labels)
+            for part in (train, held_out)
+        )
+    result = evaluate_images(Judged(classifier(train)), held_out, lambda pixels: pixels)
+    clean = result["clean"]
+    assert clean["top1"] > (0.7 if name == "fashion" else 0.9)
+    for corruption, by_severity in result["corrupted"].items():
+        losses = [clean["loss"], *(by_severity[s]["loss"] for s in "12345")]
+        shares = [clean["top1"], *(by_severity[s]["top1"] for s in "12345")]
+        assert losses == sorted(set(losses)), (corruption, losses)
+        assert all(after <= before + 0.01 for before, after in itertools.pairwise(shares)), (corruption, shares)
+        assert shares[1] > clean["top1"] - 0.06 and shares[5] < clean["top1"] - 0.03, (corruption, shares)

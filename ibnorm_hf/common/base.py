@@ -6,6 +6,7 @@ A base counts by the content of its config and weights, or by its commit on the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .strict_json import read_object
 
 # What a manifest says of a base, beside its name in the recipe.
 SHA256, COMMIT = "pretrained_sha256", "pretrained_commit"
+FROZEN = "base"  # of an adapter: digest of the weights under it, which is all that earlier versions wrote
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.gguf")
 
 
@@ -99,6 +101,31 @@ def require_same_base(model: Path) -> Path:
     if isinstance(name, str) and Path(name).exists():
         _require_same(model, Path(name), recorded)
     return model
+
+
+def frozen_sha256(model: Any) -> str:
+    """Digest in float32 of the parameters below an adapter, which its checkpoints do not hold; PEFT's are left out."""
+    import torch
+
+    checksum = hashlib.sha256()
+    for name, p in model.named_parameters():
+        if "default" not in name.split("."):  # as PEFT calls an adapter
+            checksum.update(name.encode())
+            checksum.update(p.detach().float().cpu().contiguous().view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
+
+
+def require_recorded_weights(model: Any, adapter: Path) -> None:
+    """Compare the weights under a loaded adapter of an earlier version, whose manifest says nothing of base files.
+
+    Raises:
+        UserError: they are not those that it was trained on.
+    """
+    recorded = _recorded(adapter)
+    if SHA256 in recorded or FROZEN not in recorded or frozen_sha256(model) == recorded[FROZEN]:
+        return
+    name = adapter_config(adapter).get("base_model_name_or_path")
+    raise UserError(f"{adapter} was trained from another base: {changed_base(str(name))}")
 
 
 def base_remark(model: Path) -> str | None:

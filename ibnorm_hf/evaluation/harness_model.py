@@ -17,6 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 # Registers our model types with the Auto classes; the `ibnorm-hf` program does not do so by itself.
 from .. import registration  # noqa: F401
+from ..common.base import require_recorded_weights
 from ..common.errors import UserError
 from ..common.next_token import require_next_token
 from ..common.online import reason
@@ -76,6 +77,8 @@ class IBNormLM(HFLM):
         if backend == "causal":
             require_next_token(self.config, str(getattr(pretrained, "name_or_path", pretrained)))
         _check_vocabulary(self.tokenizer, self.config, self.model)
+        if kwargs.get("peft"):
+            require_recorded_weights(self.model, Path(kwargs["peft"]))
         if size.startswith("auto") and torch.device(self.device).type == "cpu":
             rows = max(1, self.max_length * _vocab_size(self.config))
             self.batch_size_per_gpu = max(1, min(int(self.max_batch_size or 64), _CPU_LOGITS // rows))

@@ -21,6 +21,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from .. import registration  # noqa: F401
+from ..common.base import require_recorded_weights
 from ..common.errors import UserError
 from ..common.held_out import load_validation_blocks
 from ..common.nats import nats_of_rows
@@ -222,6 +223,9 @@ def _load(target: Target, dtype: str) -> Any:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, target.peft)
+            require_recorded_weights(model, Path(target.peft))
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200].rstrip(". ")
         raise UserError(f"model {target.pretrained} cannot be loaded ({reason}); give a complete folder") from None

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..common.base import require_recorded_weights
 from ..common.errors import UserError, one_line
 from .probe import probe
 
@@ -38,6 +39,7 @@ def merge(base: Any, adapter: Path) -> tuple[Any, Tensor | None]:
         if not hasattr(model.base_model, "merge_and_unload"):
             kind = model.active_peft_config.peft_type
             raise UserError(f"adapter {adapter} ({getattr(kind, 'value', kind)}) cannot be merged into its base model")
+        require_recorded_weights(model, adapter)
         wanted = probe(model.get_base_model())
         _untie(model.get_base_model())
         return model.merge_and_unload(safe_merge=True), wanted

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from ..common.base import COMMIT, SHA256, base_sha256, changed_base
+from ..common.base import COMMIT, FROZEN, SHA256, base_sha256, changed_base, frozen_sha256
 from ..common.errors import UserError, printable
 from ..common.packed import COLUMN, unpack
 from ..common.paths import cache_root, require_writable_cache, write_atomic
 from ..common.private_transformers import commit_of
 from .folder.failures import told
+from .folder.made_once import in_time, made_once
 from .folder.together import agreed
 from .keys.arguments import RunArguments
 from .keys.recipe import Recipe
@@ -27,10 +28,10 @@ from .loop.objective import TextObjective
 from .loop.trainer import PretrainTrainer
 from .memory import fitting
 from .model.build import build_config, build_trained_model, lambda_schedule, vocab_size
-from .model.trained_part import frozen_sha256, is_adapter
+from .model.trained_part import is_adapter
 from .plan import make_plan
 from .text.corpora import look
-from .text.prepare import PreparedData, prepare_data
+from .text.prepare import PreparedData, prepare_data, prepared_as_told
 
 _CALIBRATION_BLOCKS = 8  # training blocks on which `start: auto` and `unit: spread` are measured
 
@@ -49,8 +50,22 @@ def prepare(recipe: Recipe, recorded: dict[str, Any] | None = None) -> PreparedD
     ):
         # One process a machine reads everything once: silent damage on disk would be trained on otherwise.
         say, check = print if run.process_index == 0 else _silent, run.local_process_index == 0
-        rows = vocab_size(recipe)
-        return prepare_data(recipe.data, vocab_size=rows, run_tokens=tokens, say=say, check=check, recorded=recorded)
+
+        def make() -> PreparedData:
+            rows = vocab_size(recipe)
+            return prepare_data(
+                recipe.data, vocab_size=rows, run_tokens=tokens, say=say, check=check, recorded=recorded
+            )
+
+        def facts(made: PreparedData) -> dict[str, Any]:
+            trained = made.tokenizer if recipe.data.tokenizer == "train" else None
+            return {"description": made.description, "folder": made.folder, "tokenizer": trained}
+
+        def take(content: dict[str, Any]) -> PreparedData:
+            rows = vocab_size(recipe)
+            return in_time(lambda: prepared_as_told(recipe.data, vocab_size=rows, check=check, **content))
+
+        return made_once(make, facts, take)
 
 
 def _silent(text: str) -> None:
@@ -115,9 +130,8 @@ class TextTask:
                 raise UserError(
                     "an adapter is trained on whole copies of its base: use accelerate/ddp.yaml, or one process"
                 )
-            trainer.facts["base"] = frozen_sha256(model)
-            if manifest and manifest.get("base") != trainer.facts["base"]:
-                raise UserError(changed_base(str(recipe.model.pretrained)))
+            trainer.facts[FROZEN] = frozen_sha256(model)
+            self._require_same({FROZEN: trainer.facts[FROZEN]}, {FROZEN: None} | manifest if manifest else {})
         trainer.anneal = self._annealing(config, trainer, manifest, say)
         if recipe.run.sample_steps is not None:
             trainer.add_callback(Samples(trainer, data.tokenizer, recipe.run))
@@ -145,6 +159,9 @@ class TextTask:
         source = self.recipe.model.pretrained
         found = base_sha256(source) if source else None
         self._require_same({SHA256: found} if found else {}, manifest)
+        if FROZEN in manifest and SHA256 not in manifest:  # of an earlier version
+            model = build_trained_model(self.recipe, build_config(self.recipe, self.data.tokenizer))
+            self._require_same({FROZEN: frozen_sha256(model)}, manifest)
 
     def _require_same(self, facts: dict[str, Any], manifest: dict[str, Any]) -> None:
         for name, value in facts.items():

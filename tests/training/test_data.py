@@ -239,9 +239,15 @@ def test_what_killed_preparations_left_is_tidied(tmp_path: Path, monkeypatch):
         if folder.name != ".new.partial":
             for path in (folder / "file", folder):
                 os.utime(path, (1, 1))
+    launches = [tmp_path / "cache" / "held" / f"{age}.lock" for age in ("old", "new")]
+    launches[0].parent.mkdir()
+    for path in launches:
+        path.write_text("")
+    os.utime(launches[0], (1, 1))
     said: list[str] = []
     with FileLock(str(blocks / "held.lock")):
         tidy_cache(said.append)
+    assert [path.exists() for path in launches] == [False, True]
     assert [folder.exists() for folder in names] == [False, True, True, False] and (blocks / "finished").exists()
     assert len(said) == 2 and "old.partial" in said[0]
     prepare(corpus(tmp_path))

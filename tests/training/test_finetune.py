@@ -322,6 +322,49 @@ def nobody_takes_it(run, out, capsys, whole):
         assert found == pytest.approx(load(run / "eval" / "validation.json")["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("keys", [["--adapter", "lora"], ["--adapter", "norms"], []], ids=["lora", "norms", "whole"])
+def test_a_run_of_an_earlier_version_knows_its_base_by_its_weights_alone(make, bases, tmp_path, capsys, keys):
+    """Its manifests say nothing of the base's files; those of an adapter hold a digest of the weights under it."""
+    run, half = tmp_path / "run", tmp_path / "half"
+    words = [*keys, "--output_dir", run]
+    whole = job.pretrain(make("ibnorm", *words)).validation["loss"]
+    for path in run.glob("*/manifest.json"):
+        manifest = load(path)
+        assert manifest.pop("pretrained_sha256") and ("base" in manifest) is bool(keys)
+        path.write_text(json.dumps(manifest))
+    shutil.copytree(run, half)
+    shutil.rmtree(half / "model")
+    shutil.rmtree(half / "checkpoint-12")
+    assert job.pretrain(make("ibnorm", *words)).found
+    assert job.pretrain(make("ibnorm", *keys, "--output_dir", half)).validation["loss"] == whole
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert main(["eval", str(run), "--tasks", "perplexity"]) == 0
+    if not keys:
+        return
+    uses = [["export", run, tmp_path / "again"], ["eval", run, "--tasks", "perplexity"]]
+    uses += [["eval", run, "--tasks", "hellaswag", "--limit", "1"], ["push", run, "--repo_id", "a/b", "--dry_run"]]
+    path = bases["ibnorm"] / "model.safetensors"
+    content = path.read_bytes()
+    shutil.rmtree(half / "model")
+    shutil.rmtree(half / "checkpoint-12")
+    try:
+        path.write_bytes(content[:-4] + b"\x00\x00\x80\x3f")
+        for folder in (run, half):  # finished, and to go on with
+            for manifest in folder.glob("*/manifest.json"):
+                facts = load(manifest)
+                facts.pop("pretrained_sha256", None)
+                manifest.write_text(json.dumps(facts))
+            with pytest.raises(UserError, match="have changed since"):
+                job.pretrain(make("ibnorm", *keys, "--output_dir", folder))
+        for use in uses:
+            capsys.readouterr()
+            assert main([str(word) for word in use]) == 2, use
+            said = capsys.readouterr().err
+            assert re.search(CHANGED, said) and "Traceback" not in said
+    finally:
+        path.write_bytes(content)
+
+
 def test_a_base_with_weights_too_many_is_refused(make, bases, tmp_path):
     folder = shutil.copytree(bases["ibnorm"], tmp_path / "odd")
     weights = load_file(folder / "model.safetensors")

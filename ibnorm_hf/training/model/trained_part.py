@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...common.errors import UserError
@@ -78,16 +76,6 @@ def _with_adapter(model: Any, arguments: ModelArguments) -> Any:
             return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"adapter {arguments.adapter}: {' '.join(str(error).split())[:300]}") from None
-
-
-def frozen_sha256(model: nn.Module) -> str:
-    """Digest of the parameters that are not trained, which an adapter's checkpoint does not hold."""
-    checksum = hashlib.sha256()
-    for name, p in model.named_parameters():
-        if not p.requires_grad:
-            checksum.update(name.encode())
-            checksum.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return checksum.hexdigest()
 
 
 def is_adapter(model: Any) -> bool:

@@ -116,6 +116,29 @@ def _cut(data: DataArguments, source: Source, validation: Source | None, run_tok
     return cut
 
 
+def prepared_as_told(
+    data: DataArguments, *, vocab_size: int, description: dict[str, Any], folder: Path, tokenizer: Any, check: bool
+) -> PreparedData:
+    """The blocks that another process has prepared on this disk; nothing on the disk is asked whether they are there.
+
+    Args:
+        data: the recipe's data keys.
+        vocab_size: rows of the model's embedding.
+        description: what the other process found in data.json.
+        folder: where the blocks lie.
+        tokenizer: the one that was trained on them; None where the recipe names one, which is loaded.
+        check: as of `prepare_data`.
+
+    Raises:
+        UserError: a shard is not what was described, or the tokenizer is another one here.
+    """
+    if tokenizer is None:
+        tokenizer = get_tokenizer(data, vocab_size, "", iter(()))
+        if fingerprint(tokenizer) != description["fingerprints"]["tokenizer"]:
+            raise UserError(f"tokenizer '{data.tokenizer}' is another one here than at the main process")
+    return _load(folder, tokenizer, check, description)
+
+
 def _as_begun(data: DataArguments, recorded: dict[str, Any] | None) -> DataArguments:
     """The keys with the commits that a run was begun with: the Hub may have moved on since."""
     try:
@@ -163,9 +186,10 @@ def _training_texts(data: DataArguments) -> Iterator[str]:
             yield from piece.texts
 
 
-def _load(folder: Path, tokenizer: Any, check: bool) -> PreparedData:
+def _load(folder: Path, tokenizer: Any, check: bool, description: dict[str, Any] | None = None) -> PreparedData:
     try:
-        description = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        if description is None:
+            description = json.loads((folder / "data.json").read_text(encoding="utf-8"))
         train = load_blocks(folder, description["train"]["shards"], check=check)
         validation = load_blocks(folder, description["validation"]["shards"], check=check)
     except UserError:

@@ -22,6 +22,9 @@ def tidy_cache(say: Say) -> None:
     another process is about to take would let two in.
     """
     root = cache_root()
+    for path in root.glob("held/*.lock"):  # each was of one launch, which removes it at its end
+        if _abandoned(path):
+            path.unlink(missing_ok=True)
     for folder in [*root.glob("blocks/.*.partial"), *root.glob("tokenizers/.*")]:
         if not folder.is_dir() or folder.is_symlink() or not _abandoned(folder):
             continue
@@ -36,7 +39,8 @@ def tidy_cache(say: Say) -> None:
 
 def _abandoned(folder: Path) -> bool:
     try:
-        newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        inside = folder.iterdir() if folder.is_dir() else ()
+        newest = max(path.stat().st_mtime for path in (folder, *inside))
     except OSError:
         return False  # another process has just moved it
     return time.time() - newest > 86400 * ABANDONED_DAYS

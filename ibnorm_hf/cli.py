@@ -25,27 +25,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .common.last_word import complain
     from .training.keys.command import completed
 
-    arguments = completed(_parser()).parse_args(argv)
     try:
-        code = int(arguments.job(arguments))
+        try:
+            arguments = completed(_parser()).parse_args(argv)
+            code = int(arguments.job(arguments))
+        except UserError as error:
+            complain(f"error: {error}")
+            code = error.exit_code
+        except KeyboardInterrupt:
+            complain("interrupted")
+            code = 130
+        except SystemExit:  # --help, --version
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return code
-    except UserError as error:
-        complain(f"error: {error}")
-        return error.exit_code
     except BrokenPipeError:  # `ibnorm-hf ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     from .common.last_word import Parser
     from .training.keys.command import add_recipe, add_recipe_jobs
 
-    parser = Parser(
+    parser: argparse.ArgumentParser = Parser(
         prog="ibnorm-hf", description="IBNorm in Hugging Face models: train, measure, publish.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"ibnorm_hf {__version__}")

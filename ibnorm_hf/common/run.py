@@ -104,6 +104,7 @@ class Validation(TypedDict, total=False):
     calibration_error: Number | None
     tokens: int
     tokens_seen: int
+    stopped_early: dict[str, Any]
     images: int
     images_seen: int
     step: int
@@ -124,6 +125,7 @@ class Metric(TypedDict, total=False):
     images_per_s: Number | None
     seconds: Number
     core_seconds: Number
+    stopped_early: bool
     eval_loss: Number | None
     share_over_lambda: dict[str, Number]
     shapes: dict[str, dict[str, Number]]

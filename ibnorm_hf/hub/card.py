@@ -171,10 +171,20 @@ def _overview(facts: Facts) -> list[tuple[str, Any]]:
         ("architecture", (get("architectures") or [NOT_MEASURED])[0]),
         ("parameters", f"{facts.parameters:,}"),
         ("normalization", get("norm_type") or "the architecture's own"),
-        ("steps", number(facts.validation.get("step"))),
+        ("steps", _steps(facts)),
         (f"{facts.unit}s seen", number(facts.validation.get(f"{facts.unit}s_seen"))),
         ("seed", facts.environment.get("seed", NOT_MEASURED)),
     ]
+
+
+def _steps(facts: Facts) -> str:
+    early = facts.validation.get("stopped_early")
+    taken = number(facts.validation.get("step"))
+    if not early:
+        return taken
+    asked = number(facts.recipe.get("max_steps"))
+    best, patience = early.get("best_step"), early.get("patience")
+    return f"{taken} of {asked}: stopped early, no better validation in {patience} after step {best}"
 
 
 def _norm(facts: Facts) -> dict[str, str]:

@@ -140,7 +140,7 @@ class ImageTask:
 
     def validation(self, scores: dict[str, Any], trainer: PretrainTrainer) -> dict[str, Any]:
         """`eval/validation.json` of the last step's scores."""
-        return {**scores, "images_seen": self.recipe.run.max_steps * trainer.order.batch}
+        return {**scores, "images_seen": trainer.last_step * trainer.order.batch}
 
     def finish(self, trainer: PretrainTrainer, folder: Path) -> str:
         """Nothing more: robustness is measured from the finished run."""

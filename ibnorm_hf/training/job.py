@@ -20,7 +20,7 @@ from ..common.private_transformers import TRAINING
 from ..common.run import METRICS, Run, mean_speed
 from .early import try_trainer_parts
 from .folder.failures import told
-from .folder.manifest import seal
+from .folder.manifest import STOPPED_EARLY, ends_run, seal
 from .folder.resume import checkpoint_to_resume, require_same_data
 from .folder.run_folder import claim, write_environment
 from .folder.state import finished_end, set_aside
@@ -110,7 +110,7 @@ def pretrain(recipe: Recipe) -> Result:
 def _run(recipe: Recipe, task: TextTask | ImageTask, folder: Path, say: Any) -> Result:
     run = recipe.run
     checkpoint = agreed(lambda: checkpoint_to_resume(recipe, folder, say), main_only=True)
-    if checkpoint is not None and checkpoint[1]["step"] < run.max_steps:
+    if checkpoint is not None and not ends_run(checkpoint[1], run.max_steps):
         agreed(lambda: set_aside(folder, say), main_only=True)
     task.recorded = checkpoint[1].get("fingerprints") if checkpoint else None
     description = agreed(lambda: task.description)
@@ -149,23 +149,30 @@ def make_trainer(
 
 def train_to_the_end(trainer: PretrainTrainer, checkpoint: tuple[Path, dict[str, Any]] | None, say: Any) -> int | None:
     """Train from the checkpoint, or from step 0, to the last step; returns the signal that stopped it before."""
-    done, steps = checkpoint[1]["step"] if checkpoint else 0, trainer.args.max_steps
+    steps = trainer.args.max_steps
     here = on_this_machine(checkpoint) if checkpoint else None
     with StopOnSignal() as stop:
         trainer.add_callback(stop)
         if checkpoint is None or here is None:
             trainer.train()
-        elif done < steps:
+        elif not ends_run(checkpoint[1], steps):
             say(f"resume: {checkpoint[0].name}")
             trainer.resume(here, kept=checkpoint[0])
         else:
-            say(f"resume: all {done} steps are done, nothing to train")
+            say(f"resume: {_all_done(checkpoint[1], steps)}, nothing to train")
             trainer.load(here)
+            trainer.end_as(checkpoint[1])
         trainer.settle()
     if here is not None:
         forget(here)
-    stopped = stop.received is not None and trainer.state.global_step < steps
+    stopped = stop.received is not None and trainer.state.global_step < trainer.last_step
     return int(stop.received) if stopped and stop.received is not None else None
+
+
+def _all_done(manifest: dict[str, Any], steps: int) -> str:
+    if manifest["step"] == steps:
+        return f"all {steps} steps are done"
+    return f"the run stopped early, after step {manifest['step']} of {steps}"
 
 
 def _silent(text: str) -> None:
@@ -189,7 +196,9 @@ def _say_epochs(samples: int, there: int, what: str, say: Any) -> None:
 def _finish(recipe: Recipe, task: TextTask | ImageTask, trainer: PretrainTrainer, folder: Path) -> Result:
     """Validate, save `model/`, let the task add to it. Can be repeated: a kill in here loses nothing."""
     scores = trainer.last_scores or trainer.scores(trainer.eval_dataset)
-    validation = {**task.validation(scores, trainer), "step": recipe.run.max_steps, "seed": recipe.run.seed}
+    validation = {**task.validation(scores, trainer), "step": trainer.last_step, "seed": recipe.run.seed}
+    if STOPPED_EARLY in trainer.facts:
+        validation[STOPPED_EARLY] = trainer.facts[STOPPED_EARLY]
     _save_final(trainer, folder)
     sample, norms = "", _norms(recipe, trainer)
     if recipe.run.process_index == 0:
@@ -224,7 +233,8 @@ def _found(recipe: Recipe, task: TextTask | ImageTask, end: tuple[Path, dict[str
     else:
         require_same_data(end, mine, mine)
         agreed(lambda: task.require_same_base(end[1]), main_only=True)
-    say(f"resume: all {recipe.run.max_steps} steps are done, nothing to train: {run.folder} is finished and stays")
+    done = _all_done(end[1], recipe.run.max_steps)
+    say(f"resume: {done}, nothing to train: {run.folder} is finished and stays")
     speed = mean_speed(run.metrics, task.unit)
     return Result(run.folder, dict(run.validation), speed, run.sample, task=task, found=True)
 
@@ -242,7 +252,7 @@ def _save_final(trainer: PretrainTrainer, folder: Path) -> None:
             if final.exists():
                 os.replace(final, Path(aside) / "old")
             new.chmod(0o755)
-            seal(new, {**trainer.facts, "step": trainer.args.max_steps})
+            seal(new, {**trainer.facts, "step": trainer.last_step})
             os.replace(new, final)
             sync_folder(folder)
     trainer.accelerator.wait_for_everyone()

@@ -204,7 +204,7 @@ class TextTask:
             "bits_per_byte": scores["loss"] / math.log(2) / facts["bytes_per_token"],
             "blocks": len(self.data.validation),
             "sha256": facts["sha256"],
-            "tokens_seen": self.recipe.run.max_steps * trainer.order.batch * self.recipe.data.block_size,
+            "tokens_seen": trainer.last_step * trainer.order.batch * self.recipe.data.block_size,
         }
 
     def finish(self, trainer: PretrainTrainer, folder: Path) -> str:

@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from ibnorm_hf.training.folder.manifest import checkpoints, verify
 
-CLOCK = ("tokens_per_s", "data_wait", "seconds", "core_seconds")
+CLOCK = ("tokens_per_s", "images_per_s", "data_wait", "seconds", "core_seconds")
 
 
 def log_lines(run: Path) -> list[dict]:
@@ -76,7 +76,8 @@ def unlike(one: Path, two: Path) -> list[str]:
     for name in [*(f"model/{name}" for name in weights(one / "model", two / "model")), "eval/validation.json"]:
         if not same(load(one / name), load(two / name)):
             found.append(name)
-    if (one / "eval/sample.txt").read_text() != (two / "eval/sample.txt").read_text():
+    samples = [path.read_text() if (path := run / "eval/sample.txt").is_file() else None for run in (one, two)]
+    if samples[0] != samples[1]:  # of images there are none
         found.append("eval/sample.txt")
     found += [f"left behind: {path.name}" for path in two.rglob(".*")]
     return found

@@ -27,7 +27,7 @@ TEXT = ["--corpus", "some.txt", "--validation_fraction", "0.2", "--validation_to
 ELSEWHERE = {
     "--tasks leaderboard": "tests/evaluation/test_offline.py",
     "ibnorm-hf leaderboard": "tests/evaluation/test_leaderboard.py",
-    "compare recipes/studies/llama_tiny_four.yaml             #": "tests/studies/test_packaged.py",
+    "compare recipes/studies/llama_tiny_four.yaml": "tests/studies/test_packaged.py",
 }
 
 
@@ -93,8 +93,6 @@ def test_readme_from_the_run_to_what_is_published(place: Path, capsys):
         if words[0] == "analyze":
             words += ["--samples", "64", "--classes", "8"]
             words += [] if "--densities" in words else ["--estimators", "usable"]
-        if words[:2] == ["compare", "recipes/studies/llama_tiny_four.yaml"]:
-            words[1] = str(ROOT / words[1])
         assert main(words) == 0, line
         out = capsys.readouterr()
         assert out.out.strip() and "Traceback" not in out.err, line

@@ -30,9 +30,9 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def two_processes(kind: str, recipe: Path, run: Path) -> str:
+def two_processes(kind: str, recipe: Path, run: Path, keys: list[str] = KEYS) -> str:
     command = [sys.executable, "-m", "tests.training.forked", "2", *map(str, PROGRAMS[kind]), str(recipe.resolve())]
-    command += [*KEYS, "--output_dir", str(run.resolve())]
+    command += [*keys, "--output_dir", str(run.resolve())]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

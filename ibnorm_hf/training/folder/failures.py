@@ -49,6 +49,21 @@ def told(*, folder: Path, space: str, memory: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def loading(checkpoint: Path) -> Iterator[None]:
+    """Any failure inside the block is the checkpoint's: its files are as they were written, but not for this run.
+
+    Pickled code ends here as well: what `weights_only` refuses is never executed.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"checkpoint {checkpoint} cannot be loaded into this run: {reason}") from error
+
+
 def full_disk(error: BaseException) -> str | None:
     """Why a write found no room, or None if ``error`` is about something else."""
     if isinstance(error, OSError) and error.errno in _FULL:

@@ -19,6 +19,7 @@ from ...common.run import checkpoints
 
 SAVING = ".saving"  # a checkpoint is written in this folder of the run, then moved into place
 _ASIDE = ".old"
+STOPPED_EARLY = "stopped_early"  # in manifests, in metrics.jsonl and in eval/validation.json
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -55,6 +56,11 @@ def verify(folder: Path) -> dict[str, Any]:
     if wrong is not None:
         raise UserError(f"checkpoint {folder} is damaged: {wrong}")
     return manifest
+
+
+def ends_run(manifest: dict[str, Any], steps: int) -> bool:
+    """Whether a checkpoint or `model/` with this manifest is the end of a run of ``steps`` steps."""
+    return manifest.get("step") == steps or isinstance(manifest.get(STOPPED_EARLY), dict)
 
 
 def publish(staging: Path, final: Path) -> None:

@@ -14,7 +14,7 @@ from ...common.run import EVAL, LOSS_CURVE, MODEL, Run, checkpoints, is_run, ver
 from ...common.strict_json import read_object
 from ..keys.identity import differences, identity
 from ..keys.recipe import Recipe, resolved
-from .manifest import newest_complete
+from .manifest import ends_run, newest_complete
 from .resume import require_same_recipe
 
 
@@ -41,7 +41,7 @@ def finished_end(recipe: Recipe, folder: Path) -> tuple[Path, dict[str, Any]] | 
             _require_no_lost_steps(folder, asked)
         return None
     why, manifest = _unfinished(recipe, folder)
-    last = newest is not None and newest[1].get("step") == recipe.run.max_steps
+    last = newest is not None and ends_run(newest[1], recipe.run.max_steps)
     if why is None:
         return newest if last else (folder / MODEL, manifest)
     if last:
@@ -64,7 +64,7 @@ def _unfinished(recipe: Recipe, folder: Path) -> tuple[str | None, dict[str, Any
         require_same_recipe(recipe, model, manifest)
     except UserError as error:
         return str(error), manifest
-    if manifest.get("step") != recipe.run.max_steps:
+    if not ends_run(manifest, recipe.run.max_steps):
         return f"{model} is of step {manifest.get('step')}, not of the last", manifest
     if not (folder / EVAL / "validation.json").is_file():
         return f"{folder} holds a model but no {EVAL}/validation.json", manifest

@@ -222,6 +222,16 @@ class RunArguments(TrainingArguments):
         default="auto",
         metadata={"help": "`auto`: the newest complete checkpoint of the run, if any; a checkpoint's path; `never`."},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the run after this many validations in a row without a better loss, and keep the weights of "
+            "that step; null takes all max_steps."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "Nats by which a validation loss must be below the best one to count as better."}
+    )
     grad_spike_factor: float | None = field(
         default=1000.0,
         metadata={

@@ -42,6 +42,11 @@ def check_start(model: ModelArguments, data: Any, repo_id: str | None, asked: As
             not (model.norm_lambda_schedule and model.norm_lambda_learned),
             "and norm_lambda_learned exclude each other",
         ),
+        (
+            "early_stopping_patience",
+            "early_stopping_patience" not in asked.where or not model.norm_lambda_schedule,
+            "and norm_lambda_schedule exclude each other: the loss may rise while lambda falls",
+        ),
         ("model", not pretrained or not asked.sizes, "follows from `pretrained`; leave it out"),
         ("model_type", not pretrained or "model_type" not in asked.where, "follows from `pretrained`; leave it out"),
         ("train_only", model.train_only in (None, "norms"), "must be norms, or null"),
@@ -86,6 +91,7 @@ def check_values(data: Any, run: RunArguments, asked: Asked) -> None:
             "must be at least 1, and is for language models",
         ),
         ("eval_strategy", run.eval_strategy in WITHOUT_EPOCHS, "must be steps or no: a run has no epochs"),
+        *_early_stopping_rules(run),
         ("processes", run.processes in (None, world), f"is {run.processes}, but the launcher started {world}"),
         (
             "record_shapes",
@@ -100,6 +106,21 @@ def check_values(data: Any, run: RunArguments, asked: Asked) -> None:
     _apply_global_batch(run, asked)
     if "dataloader_pin_memory" not in asked.where:
         run.dataloader_pin_memory = run.device.type != "cpu"  # torch warns where there is nothing to pin for
+
+
+def _early_stopping_rules(run: RunArguments) -> list[tuple[str, bool, str]]:
+    patience = run.early_stopping_patience
+    validated = str(getattr(run.eval_strategy, "value", run.eval_strategy)) != "no"
+    return [
+        ("early_stopping_patience", patience is None or patience > 0, "must be at least 1"),
+        ("early_stopping_patience", patience is None or validated, "needs validations: set eval_strategy to steps"),
+        ("early_stopping_threshold", 0 <= run.early_stopping_threshold < float("inf"), "must not be negative"),
+        (
+            "early_stopping_threshold",
+            patience is not None or not run.early_stopping_threshold,
+            "needs early_stopping_patience beside it",
+        ),
+    ]
 
 
 def _text_rules(data: DataArguments) -> list[tuple[str, bool, str]]:

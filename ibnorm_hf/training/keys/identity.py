@@ -12,7 +12,7 @@ from .arguments import DataArguments
 from .image_arguments import ImageArguments
 from .reading import known_keys
 from .recipe import Recipe, bound, resolved
-from .table import IDENTITY_VERSION, SYNONYMS, VERSION_KEY
+from .table import IDENTITY_VERSION, SYNONYMS, VERSION_KEY, looks_at_validation
 
 # What a run did whose files say nothing of a key. The first version left out keys of TrainingArguments that nobody had
 # given, so the library decided; these are the library's values of that time, which later ones may change.
@@ -46,8 +46,8 @@ _UNKNOWN = ("per_device_train_batch_size", "processes", "torch_compile_backend")
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved recipe that decides the result; two halves of one run agree on it."""
     data = ImageArguments if "images" in config else DataArguments
-    scheduler = str(config.get("lr_scheduler_type"))
-    return {key: value for key, value in config.items() if key == VERSION_KEY or bound(key, data, scheduler)}
+    looks = looks_at_validation(config)
+    return {key: value for key, value in config.items() if key == VERSION_KEY or bound(key, data, looks)}
 
 
 def run_id(recipe: Recipe) -> str:

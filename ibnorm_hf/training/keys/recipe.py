@@ -24,7 +24,7 @@ from .corpora import beside
 from .files import locate
 from .launch import check_launch, take_environment
 from .reading import Asked, known_keys, read
-from .table import IDENTITY_VERSION, VERSION_KEY, is_bound
+from .table import IDENTITY_VERSION, VERSION_KEY, is_bound, looks_at_validation
 
 # Keys of a single start, or which follow from others: not written down.
 _NOT_KEPT = ("dry_run", "force", "resume", "gradient_accumulation_steps")
@@ -110,8 +110,7 @@ def _look_beside(asked: Asked) -> None:
 
 def _validate_before(model: ModelArguments, data: Any, run: RunArguments, asked: Asked) -> None:
     """What pretrained weights are worth before the first step is the number that a fine-tune is held against."""
-    scheduler = str(_plain(run.lr_scheduler_type))
-    decides = bound("eval_on_start", type(data), scheduler)
+    decides = bound("eval_on_start", type(data), _looks(run))
     validates = str(_plain(run.eval_strategy)) != "no"
     if model.pretrained is not None and "eval_on_start" not in asked.where and validates and not decides:
         run.eval_on_start = True
@@ -166,13 +165,17 @@ def _word(value: Any) -> str:
 
 
 def _binds(recipe: Recipe, key: str) -> bool:
-    return key.startswith("model.") or bound(key, type(recipe.data), str(_plain(recipe.run.lr_scheduler_type)))
+    return key.startswith("model.") or bound(key, type(recipe.data), _looks(recipe.run))
 
 
-def bound(key: str, data_class: type, scheduler: str = "") -> bool:
+def _looks(run: RunArguments) -> bool:
+    return looks_at_validation({name: _plain(value) for name, value in vars(run).items()})
+
+
+def bound(key: str, data_class: type, looks: bool = False) -> bool:
     """Whether a key is part of the identity of a run with this kind of data."""
     data: Any = data_class
-    return is_bound(key, RunArguments.free | data.free, data.also_bound, scheduler)
+    return is_bound(key, RunArguments.free | data.free, data.also_bound, looks)
 
 
 def _repository(run: RunArguments, asked: Asked) -> str | None:

@@ -7,6 +7,9 @@ The keys of our own dataclasses are bound but for those that their class names i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 IDENTITY_VERSION = 2
 VERSION_KEY = "identity_version"  # in config.yaml; the first version had no such key
 
@@ -153,21 +156,26 @@ SYNONYMS = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 
-# Schedulers that look at validation losses: when it is validated then decides what is computed.
+# What looks at validation losses: when it is validated then decides what is computed.
 _LOOKING = ("reduce_lr_on_plateau", "greedy")
 _WHEN_VALIDATED = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start"})
 
 
-def is_bound(key: str, own_free: frozenset[str], also_bound: frozenset[str], scheduler: str) -> bool:
+def looks_at_validation(values: Mapping[str, Any]) -> bool:
+    """Whether a recipe's schedule of learning rates, or its end, depends on validation losses."""
+    return str(values.get("lr_scheduler_type")) in _LOOKING or values.get("early_stopping_patience") is not None
+
+
+def is_bound(key: str, own_free: frozenset[str], also_bound: frozenset[str], looks: bool) -> bool:
     """Whether a key is part of a run's identity.
 
     Args:
         key: its name.
         own_free: the keys of our own dataclasses that are free.
         also_bound: what the kind of data binds besides (``also_bound`` of its dataclass).
-        scheduler: the recipe's lr_scheduler_type.
+        looks: whether the recipe looks at validation losses.
     """
     key = SYNONYMS.get(key, key)
-    if key in also_bound or (scheduler in _LOOKING and key in _WHEN_VALIDATED):
+    if key in also_bound or (looks and key in _WHEN_VALIDATED):
         return True
     return key not in FREE and key not in own_free

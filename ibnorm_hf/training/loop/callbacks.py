@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from ...common.errors import Diverged
 from ...common.paths import write_atomic
+from ..folder.manifest import STOPPED_EARLY
 from .clock import Cost, duration
 from .shapes import LayerShapes
 from .telemetry import CompressionShares, for_trackers, lambdas
@@ -67,6 +68,11 @@ class RunLog(TrainerCallback):
             for name, style in objective.shown.items():
                 line[f"eval_{name}"] = value = logs[f"eval_{name}"]
                 text += "" if value is None else f"  {name} {value:{style}}"
+            if "eval_since_best" in logs:
+                line["eval_since_best"] = logs["eval_since_best"]
+            if early := self.trainer.facts.get(STOPPED_EARLY):
+                line[STOPPED_EARLY] = True
+                text += f"  stopped early: none better since step {early['best_step']}"
         elif "loss" in logs:
             line = self._training_line(state, logs)
             text = f"step {line['step']}/{state.max_steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}"

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from ...common.errors import UserError
 from ...common.paths import sync_file
 from ...common.private_transformers import one_sequence_a_row
-from ..folder.manifest import SAVING, keep_last, publish, remove_folder, seal
-from ..folder.together import collect
+from ..folder.failures import loading
+from ..folder.manifest import SAVING, STOPPED_EARLY, keep_last, publish, remove_folder, seal
+from ..folder.together import agreed, collect
 from ..model.trained_part import is_adapter, load_adapter
 from .anneal import AnnealLambda
 from .arrivals import Arrivals, Marked, MarkingCollator, read_rows
 from .callbacks import GradientGuard, diverged, diverged_validation
 from .clock import TrainingClock
 from .decay import decay_groups
+from .early_stopping import EarlyStopping, early_stopping
 from .objective import Objective
 from .order import SampleOrder
 from .sharded import full_optimizer_state, is_sharded, load_full_model, load_full_optimizer, put_in_pieces
@@ -67,6 +69,8 @@ class PretrainTrainer(Trainer):
         self.anneal: AnnealLambda | None = None
         self.resumed_from: Path | None = None
         self._scored: tuple[int, dict[str, Any]] | None = None
+        self.early = early_stopping(args)
+        self.last_step: int = args.max_steps  # of this run: earlier where it stops early
         self.guard = GradientGuard(self.order, args.grad_spike_factor)
         self.arrivals, self.clock = Arrivals(self.order), TrainingClock()
         self._losses: list[Tensor] = []  # of micro-batches, on the device, since the last `_settle`
@@ -177,14 +181,31 @@ class PretrainTrainer(Trainer):
             scores = self.scores(self.eval_dataset if eval_dataset is None else eval_dataset)
         self._scored = (self.state.global_step, scores)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        if self.early is not None:
+            self._stop_early(self.early, scores["loss"])
+            metrics["eval_since_best"] = self.early.since
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if STOPPED_EARLY in self.facts:
+            self.control.should_training_stop = True
+            self.control.should_save = self.control.should_save or self.args.save_strategy != "no"
         return metrics
+
+    def _stop_early(self, early: EarlyStopping, loss: float) -> None:
+        """Judge a validation; one process decides, as the sums of another may be rounded otherwise."""
+        step = self.state.global_step
+        if agreed(lambda: early.judge(step, loss), main_only=True) and step < self.args.max_steps:
+            self.end_as({"step": step, STOPPED_EARLY: agreed(lambda: early.outcome(step), main_only=True)})
+
+    def end_as(self, manifest: dict[str, Any]) -> None:
+        """Take over how the run ended, as the manifest of its last checkpoint says it."""
+        if STOPPED_EARLY in manifest:
+            self.last_step, self.facts[STOPPED_EARLY] = manifest["step"], manifest[STOPPED_EARLY]
 
     @property
     def last_scores(self) -> dict[str, Any] | None:
         """The scores of the last step, if the training loop has just made them."""
-        return self._scored[1] if self._scored is not None and self._scored[0] == self.args.max_steps else None
+        return self._scored[1] if self._scored is not None and self._scored[0] == self.last_step else None
 
     def validation_batches(self, count: int) -> Iterator[tuple[list[int], Tensor]]:
         """Batches of this process's share of ``count`` samples: their indices, and a float64 weight of each.
@@ -291,6 +312,7 @@ class PretrainTrainer(Trainer):
             "accumulation": self.args.gradient_accumulation_steps,
             "grad_norms": list(self.guard.norms),
             "arrivals": self.arrivals.state(),
+            **({"early_stopping": self.early.state()} if self.early is not None and self.early.judged >= 0 else {}),
         }
 
     def _restore_own_state(self, checkpoint: Path) -> None:
@@ -314,6 +336,8 @@ class PretrainTrainer(Trainer):
             step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
             self.arrivals.load({"marks": [], "units": step * self.order.batch * self.objective.count(row)[0]})
         self.guard.norms.extend(map(float, own["grad_norms"]))
+        if self.early is not None and "early_stopping" in own:
+            self.early.load(own["early_stopping"])
 
     def resume(self, checkpoint: Path, *, kept: Path | None = None) -> None:
         """Train on from a verified checkpoint; ``kept`` is where the main process has it, and keeps it.
@@ -323,7 +347,7 @@ class PretrainTrainer(Trainer):
         """
         self.resumed_from = kept or checkpoint
         self.args.eval_on_start = False  # that was before step 1
-        with _loading(checkpoint):
+        with loading(checkpoint):
             self._restore_own_state(checkpoint)
             TrainerState.load_from_json(os.fspath(checkpoint / "trainer_state.json"))
         self.train(resume_from_checkpoint=os.fspath(checkpoint))
@@ -334,7 +358,7 @@ class PretrainTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoint = Path(resume_from_checkpoint)
-        with _loading(checkpoint):
+        with loading(checkpoint):
             if self.is_deepspeed_enabled:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
                 return
@@ -349,7 +373,7 @@ class PretrainTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        with _loading(Path(checkpoint)):
+        with loading(Path(checkpoint)):
             if not self.is_fsdp_enabled:
                 super()._load_optimizer_and_scheduler(checkpoint)
                 return
@@ -360,29 +384,14 @@ class PretrainTrainer(Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
-            with _loading(Path(checkpoint)):
+            with loading(Path(checkpoint)):
                 super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            with _loading(Path(checkpoint)):
+            with loading(Path(checkpoint)):
                 super()._load_rng_state(checkpoint)
 
     @property
     def _is_sharded(self) -> bool:
         return self.is_fsdp_enabled and is_sharded(self.model)
-
-
-@contextmanager
-def _loading(checkpoint: Path) -> Iterator[None]:
-    """Any failure inside the block is the checkpoint's: its files are as they were written, but not for this run.
-
-    Pickled code ends here as well: what `weights_only` refuses is never executed.
-    """
-    try:
-        yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"checkpoint {checkpoint} cannot be loaded into this run: {reason}") from error

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training import memory
 from ibnorm_hf.training.job import pretrain, print_plan
@@ -137,6 +139,19 @@ def test_accumulation_follows_from_the_global_batch(make_recipe):
 
 
 # ---- before anything is packed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tracker", ["wandbb", *sorted(INTEGRATION_TO_CALLBACK)])
+def test_a_dry_run_knows_whether_a_tracker_can_be_used(tracker, recipe_file, capsys):
+    """Every tracker of transformers whose package is absent here, and a word that is none."""
+    code = main(["pretrain", str(recipe_file), "--dry_run", "--report_to", "tensorboard", tracker])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    if code == 0:
+        assert tracker != "wandbb" and not said
+        return
+    assert code == 2 and said.count("\n") == 1 and said.startswith(f"error: key report_to: {tracker} cannot be used: ")
+    assert ("is not supported, only" if tracker == "wandbb" else "is not installed") in said
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             complain("interrupted")
             code = 130
-        except SystemExit:  # --help, --version
+        finally:  # --help and --version leave by an exit
             sys.stdout.flush()
-            raise
-        sys.stdout.flush()
         return code
     except BrokenPipeError:  # `ibnorm-hf ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -126,7 +126,8 @@ def describe(kind: Any) -> str:
             return f"one of {', '.join(str(item.value) for item in member)}"
         origin = get_origin(member) or member
         if origin is list:
-            words += [_NAMES[(get_args(member) or (str,))[0]], "a list"]
+            inner = (get_args(member) or (str,))[0]
+            words += [_NAMES[dict if inner is object else inner], "a list"]
         elif origin is Literal:
             words += [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in get_args(member)]
         else:

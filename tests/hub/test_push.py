@@ -345,3 +345,14 @@ def test_a_run_that_could_not_be_published_does_not_begin(more, monkeypatch, tmp
     recipe = Path(__file__).parents[2] / "recipes" / "llama" / "tiny.yaml"
     assert main(["pretrain", str(recipe), *keys, *more]) == 2
     assert "there is no access token" in capsys.readouterr().err
+
+
+def test_a_converted_model_is_pushed_by_transformers_own_method(hub, tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "tests.hub.push_converted"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    other, known = done.stdout.strip().splitlines()[-2:]
+    assert other.endswith("load it by ibnorm_hf.load_swapped")
+    assert known.startswith("me/known holds a ibnorm_llama, whose norms a LlamaForCausalLM has not")

@@ -143,5 +143,5 @@ def test_a_closed_pipe_ends_a_job_without_a_traceback(job: str, place: Path):
     command = [sys.executable, "-m", "ibnorm_hf.cli", job, *PRINTS.get(job, [])]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=place)
     os.close(writer)
-    assert done.returncode == 141, done.stderr
+    assert done.returncode == (141 if job in PRINTS else 0), done.stderr  # argparse ends quietly by itself
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr and "Exception" not in done.stderr

@@ -193,7 +193,7 @@ def _read_leaf(content: dict[str, Any], leaf: Leaf, place: Path) -> Measured:
 def _check_settings(content: dict[str, Any], leaf: Leaf, place: Path) -> None:
     version = table(content, "versions").get(leaf.task)
     try:
-        same = float(version) == leaf.version
+        same = version is not None and float(version) == leaf.version
     except (TypeError, ValueError):
         same = False
     if not same:

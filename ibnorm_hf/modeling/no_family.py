@@ -68,7 +68,7 @@ class NoFamilyModel(Swapped):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        put_norms(self, self.config.norm_replacements)  # type: ignore[attr-defined]
+        put_norms(self, self.config.norm_replacements)  # type: ignore[arg-type,attr-defined]
         if self.config.norm_embedding_scale:  # type: ignore[attr-defined]
             scale_embeddings(self)
 
@@ -105,7 +105,7 @@ def load_swapped(source: Any, *, model_class: type[PreTrainedModel] | None = Non
     if host.config_class.model_type != kind.removeprefix(PREFIX):  # type: ignore[union-attr]
         raise ValueError(f"{source} holds a {kind}, which is no {host.__name__}")
     wants_info = options.pop("output_loading_info", False)
-    model, info = without_family(host).from_pretrained(source, output_loading_info=True, **options)
+    model, info = without_family(host).from_pretrained(source, output_loading_info=True, **options)  # type: ignore[arg-type]
     for odd in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[odd]:
             raise ValueError(

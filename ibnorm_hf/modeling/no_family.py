@@ -105,7 +105,9 @@ def load_swapped(source: Any, *, model_class: type[PreTrainedModel] | None = Non
     if host.config_class.model_type != kind.removeprefix(PREFIX):  # type: ignore[union-attr]
         raise ValueError(f"{source} holds a {kind}, which is no {host.__name__}")
     wants_info = options.pop("output_loading_info", False)
-    model, info = without_family(host).from_pretrained(source, output_loading_info=True, **options)  # type: ignore[arg-type]
+    options.pop("trust_remote_code", None)  # a class of transformers is at hand, whatever is allowed
+    of_host: Any = without_family(host)  # type: ignore[arg-type]
+    model, info = of_host.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **options)
     for odd in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[odd]:
             raise ValueError(

@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.evaluation.leaderboard import leaderboard
+from ibnorm_hf.training.folder.failures import loading
 from ibnorm_hf.training.folder.manifest import MANIFEST, newest_complete, verify
 from ibnorm_hf.training.folder.resume import require_same_recipe
 from ibnorm_hf.training.folder.run_folder import claim
@@ -24,7 +25,6 @@ from ibnorm_hf.training.keys.reading import known_keys
 from ibnorm_hf.training.keys.recipe import load_recipe
 from ibnorm_hf.training.loop.callbacks import trim_log
 from ibnorm_hf.training.loop.sharded import load_full_model
-from ibnorm_hf.training.loop.trainer import _loading
 from ibnorm_hf.training.plan import make_plan
 from ibnorm_hf.training.text import prepare as preparing
 from ibnorm_hf.training.text.sources.registry import open_source
@@ -238,7 +238,7 @@ def test_headers_of_weights(tmp_path: Path, content: bytes):
     model = torch.nn.Linear(3, 2)
 
     def load() -> None:
-        with _loading(tmp_path):
+        with loading(tmp_path):
             load_full_model(model, path)
 
     refused_in_a_sentence(load)
@@ -252,7 +252,7 @@ def test_other_headers_of_weights(tmp_path: Path, header: Any):
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + WEIGHTS[-64:])
 
     def load() -> None:
-        with _loading(tmp_path):
+        with loading(tmp_path):
             load_full_model(torch.nn.Linear(3, 2), tmp_path / "model.safetensors")
 
     refused_in_a_sentence(load)

@@ -23,8 +23,7 @@ from ibnorm_hf.training.folder.lock import FolderLock
 from ibnorm_hf.training.folder.manifest import SAVING, newest_complete, tidy, verify
 from ibnorm_hf.training.folder.run_folder import claim
 from ibnorm_hf.training.loop.trainer import PretrainTrainer
-from ibnorm_hf.training.text import packing
-from ibnorm_hf.training.text import prepare as preparing
+from ibnorm_hf.training.text import account, packing
 
 from .compare import log_lines, unlike
 
@@ -87,7 +86,7 @@ def test_a_full_disk_harms_no_earlier_checkpoint(finished, make_recipe, tmp_path
 def test_a_full_disk_while_packing(make_recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("IBNORM_CACHE", str(tmp_path / "cache"))
     with monkeypatch.context() as patch:
-        refuse(patch, preparing, "write_json")
+        refuse(patch, account, "write_json")
         with pytest.raises(UserError, match=r"disk is full: .* set IBNORM_CACHE to another disk"):
             job.prepare(make_recipe())
     assert len(job.prepare(make_recipe()).train) > 0

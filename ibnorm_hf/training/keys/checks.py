@@ -44,7 +44,7 @@ def check_start(model: ModelArguments, data: Any, repo_id: str | None, asked: As
         ),
         (
             "early_stopping_patience",
-            "early_stopping_patience" not in asked.where or not model.norm_lambda_schedule,
+            asked.values.get("early_stopping_patience") is None or not model.norm_lambda_schedule,
             "and norm_lambda_schedule exclude each other: the loss may rise while lambda falls",
         ),
         ("model", not pretrained or not asked.sizes, "follows from `pretrained`; leave it out"),

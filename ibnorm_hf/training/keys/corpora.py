@@ -92,7 +92,7 @@ def beside(value: Any, folder: Path, words: tuple[str, ...] = ()) -> Any:
         return [beside(item, folder, words) for item in value]
     if isinstance(value, dict):
         return {**value, "name": beside(value["name"], folder, words)} if isinstance(value.get("name"), str) else value
-    if not isinstance(value, str) or value in words:
+    if not isinstance(value, str) or not value or value in words:
         return value
     found = folder / value
     if os.path.exists(found):  # unlike that of a Path, this is False for what can be no path

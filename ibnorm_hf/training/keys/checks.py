@@ -110,10 +110,13 @@ def check_values(data: Any, run: RunArguments, asked: Asked) -> None:
 
 def _early_stopping_rules(run: RunArguments) -> list[tuple[str, bool, str]]:
     patience = run.early_stopping_patience
-    validated = str(getattr(run.eval_strategy, "value", run.eval_strategy)) != "no"
     return [
         ("early_stopping_patience", patience is None or patience > 0, "must be at least 1"),
-        ("early_stopping_patience", patience is None or validated, "needs validations: set eval_strategy to steps"),
+        (
+            "early_stopping_patience",
+            patience is None or run.eval_strategy != "no",
+            "needs validations: set eval_strategy to steps",
+        ),
         ("early_stopping_threshold", 0 <= run.early_stopping_threshold < float("inf"), "must not be negative"),
         (
             "early_stopping_threshold",

@@ -72,8 +72,10 @@ def test_two_processes_save_what_they_trained(make, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     load = load_swapped if make is foreign else AutoModelForCausalLM.from_pretrained
-    again, state = load(tmp_path / "saved"), torch.load(tmp_path / "state.pt", weights_only=True)
+    again = load(tmp_path / "saved")
+    state, other = (torch.load(tmp_path / f"state-{rank}.pt", weights_only=True) for rank in range(2))
     assert all(norm_name(m[0]) == "ibnorm-t" for _, m in iter_norms(again))
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+    assert state.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in state.items())
     if make is llama:
         assert type(again) is IBNormLlamaForCausalLM

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes train a swapped model for a step and save it: FOLDER/base, a host's own weights, to FOLDER/saved.
 
-Each also writes its weights to FOLDER/state-RANK.pt. They are compared from there and not by `all_gather`: a gloo
-thread that still frees gathered tensors waits for the interpreter's lock, while the wrapper's destructor, which holds it,
-waits for that thread, and the process hangs for ever at its end.
+Each also writes its weights to FOLDER/state-RANK.pt. They are compared from there and not by `all_gather`:
+a gloo thread that still frees gathered tensors waits for the interpreter's lock, while the destructor of the
+wrapper holds that lock and waits for the thread, and the process hangs for ever at its end.
 """
 
 import sys

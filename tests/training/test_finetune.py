@@ -342,7 +342,10 @@ def test_a_run_of_an_earlier_version_knows_its_base_by_its_weights_alone(make, b
     if not keys:
         return
     uses = [["export", run, tmp_path / "again"], ["eval", run, "--tasks", "perplexity"]]
-    uses += [["eval", run, "--tasks", "hellaswag", "--limit", "1"], ["push", run, "--repo_id", "a/b", "--dry_run"]]
+    uses += [
+        ["eval", run, "--tasks", "leaderboard_ifeval", "--limit", "1"],
+        ["push", run, "--repo_id", "a/b", "--dry_run"],
+    ]
     path = bases["ibnorm"] / "model.safetensors"
     content = path.read_bytes()
     shutil.rmtree(half / "model")

@@ -12,16 +12,16 @@ import pytest
 
 from ibnorm_hf.training import job
 
-from .test_processes import KEYS, same_run
+from .test_processes import KEYS, ROOT, same_run
 
 PROGRAM = Path(__file__).with_name("stale_view.py")
 
 
 def two_processes(view: str, recipe: Path, run: Path, cache: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(PROGRAM)]
+    command = [sys.executable, "-m", "tests.training.forked", "2", str(PROGRAM)]
     command += [view, str(recipe), *KEYS, "--output_dir", str(run)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "IBNORM_CACHE": str(cache)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def blocks(cache: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
@@ -14,6 +15,7 @@ from ibnorm_hf.training.keys import files
 from ibnorm_hf.training.keys.arguments import ModelArguments, RunArguments
 from ibnorm_hf.training.keys.files import copy_recipe, read_recipe, shipped
 from ibnorm_hf.training.keys.recipe import Recipe, load_recipe, resolved
+from tests.studies.test_packaged import SIZES, SMALL
 
 ROOT = Path(__file__).parents[2] / "recipes"
 TRAINED = [name for name in shipped() if name.split("/")[0] not in ("accelerate", "base", "studies")]
@@ -156,7 +158,9 @@ def test_a_copy_is_the_file_and_works_where_it_was_put(tmp_path: Path, monkeypat
     assert main(["recipes", "copy", "llama/60m"]) == 2
     assert "60m.yaml exists already and is kept" in capsys.readouterr().err
     assert copy_recipe("accelerate/fsdp2", "new/mine.yaml") == Path("new/mine.yaml")
-    copy_recipe("studies/llama_tiny_four")
+    study = copy_recipe("studies/llama_tiny_four")
+    small = {"keys": {**SMALL, "model": SIZES["llama"]}}  # every docstring would be packed, which is tried elsewhere
+    study.write_text(study.read_text() + yaml.safe_dump(small))
     assert main(["compare", "llama_tiny_four.yaml", "--dry_run"]) == 0
     assert main(["recipes", "copy"]) == 2
 

@@ -17,7 +17,27 @@ import pytest
 SEED = "IBNORM_TEST_SEED"
 PEER = pytest.StashKey[list[str]]()
 TESTS = Path(__file__).parent
-LONGEST = ("peer/test_peer.py",)
+LONGEST = (
+    "peer/test_peer.py",
+    "studies/test_kills.py",
+    "studies/test_slurm.py",
+    "recipes/test_launcher.py",
+    "recipes/test_readme_commands.py",
+    "evaluation/test_harness.py",
+    "hub/test_elsewhere.py",
+    "training/test_two_machines.py",
+    "modeling/test_models.py",
+    "modeling/test_functional.py",
+    "training/test_finetune.py",
+    "training/test_processes.py",
+    "training/test_stale_view.py",
+    "evaluation/test_real_weights.py",
+    "vision/test_train_vision.py",
+    "hub/test_push.py",
+    "faults/test_kills.py",
+    "faults/test_machine.py",
+    "studies/test_compare.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

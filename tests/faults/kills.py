@@ -30,6 +30,7 @@ import torch
 
 from recipes.benchmarks.stamp import stamped
 
+from ..forks import get_ready
 from .tally import Tally
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"
@@ -208,12 +209,7 @@ def main() -> int:
     seed = random.SystemRandom().randrange(1 << 31) if words.seed is None else words.seed
     print(f"seed {seed}", flush=True)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
-    # Imported before the forks; nothing here may start a thread.
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import ibnorm_hf.training.job  # noqa: F401
-
+    get_ready()
     begin = time.monotonic()
     tally = torture(words.count, seed, lambda text: print(text, flush=True))
     content = {"seed": seed, **tally.as_dict("runs"), "seconds": round(time.monotonic() - begin)}

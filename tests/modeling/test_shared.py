@@ -67,9 +67,9 @@ def test_an_adapter_of_an_unknown_host_names_the_door(tmp_path):
 @pytest.mark.parametrize("make", [llama, foreign])
 def test_two_processes_save_what_they_trained(make, tmp_path):
     make().save_pretrained(tmp_path / "base")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "tests.training.forked", "2"]
     command += [str(Path(__file__).with_name("ddp_save.py")), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     load = load_swapped if make is foreign else AutoModelForCausalLM.from_pretrained
     again = load(tmp_path / "saved")

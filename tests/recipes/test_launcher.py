@@ -15,6 +15,10 @@ from tests.training.conftest import TINY
 RECIPES = Path(__file__).parents[2] / "recipes"
 ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", f"{RECIPES}/accelerate/cpu.yaml"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# Called as accelerate's own file is: it ends with a traceback where its program failed, and imports nothing.
+LIKE_ACCELERATE = """import subprocess, sys
+subprocess.run([sys.executable, *sys.argv[1:]], check=True)
+"""
 WRONG = {
     "a bad key": (["pretrain.py", "llama/tiny", "--lerning_rate", "1"], "did you mean 'learning_rate'?"),
     "a missing file": (["pretrain.py", "nowhere/absent.yaml"], "absent.yaml"),
@@ -44,9 +48,20 @@ def last_line(text: str) -> str:
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_the_sentence_is_below_the_traceback_of_accelerate(case: str, tmp_path: Path):
+def test_the_sentence_is_below_the_traceback_of_a_launcher(case: str, tmp_path: Path):
+    path = tmp_path / "accelerate" / "commands" / "launch.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(LIKE_ACCELERATE)
+    is_below(case, [str(path)], tmp_path)
+
+
+def test_the_sentence_is_below_the_traceback_of_accelerate(tmp_path: Path):
+    is_below("no recipe", ACCELERATE, tmp_path)
+
+
+def is_below(case: str, launcher: list[str], tmp_path: Path) -> None:
     words, sentence = WRONG[case]
-    process = start(ACCELERATE, words, tmp_path)
+    process = start(launcher, words, tmp_path)
     out = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and "Traceback" in out  # accelerate's own, or this test shows nothing
     assert "error: " in last_line(out) and sentence in last_line(out)

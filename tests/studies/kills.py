@@ -37,6 +37,7 @@ from recipes.benchmarks.stamp import stamped
 
 from ..faults.kills import Points
 from ..faults.tally import Tally
+from ..forks import get_ready
 from ..slurm import one_node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,8 @@ arms:
   l: {norm_type: ibnorm-l}
 claim_seeds: [1, 2]
 """
-GRID = "grid: {learning_rate: [1.0e-2, 3.0e-2]}\ntuning_seeds: [101]\n"  # two more phases
+# Two more phases: in forks, since the processes of a phase would import anew.
+GRID = "grid: {learning_rate: [1.0e-2, 3.0e-2]}\ntuning_seeds: [101]\n"
 
 
 def write_study(folder: Path, text: str, base: str = BASE) -> Path:
@@ -101,7 +103,7 @@ class Forked:
     """An attempt is a fork of this process: killed by the clock, or at a chosen call of the file system or a step."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
-        self.study, self.chance, self.points = write_study(folder, STUDY), chance, 0
+        self.study, self.chance, self.points = write_study(folder, STUDY + GRID), chance, 0
 
     def attempt(self, out: Path, limit: float | None) -> tuple[int, str]:
         """(status as of os.waitpid, what was killed); ``limit`` is the longest time to a kill, None for no kill."""
@@ -163,7 +165,7 @@ class Command:
     words = ("--processes", "2")
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
-        self.study, self.chance = write_study(folder, STUDY + GRID), chance
+        self.study, self.chance = write_study(folder, STUDY), chance
 
     def attempt(self, out: Path, limit: float | None) -> tuple[int, str]:
         """As ``Forked.attempt``."""
@@ -193,10 +195,6 @@ class Slurm(Command):
     """The same under Slurm: the command dies and its jobs go on, or a job dies and the command goes on."""
 
     words = ("--executor", "slurm", "--at_once", "2")
-
-    def __init__(self, folder: Path, chance: random.Random) -> None:
-        super().__init__(folder, chance)
-        self.study = write_study(folder, STUDY)
 
     def kill(self, process: subprocess.Popen[bytes]) -> str:
         done = subprocess.run(["squeue", "-h", "-t", "R", "-o", "%A"], capture_output=True, text=True)
@@ -282,12 +280,7 @@ def main() -> int:
         folder = Path(name)
         os.environ.setdefault("IBNORM_CACHE", str(folder / "cache"))
         if words.forked:
-            # Imported before the forks; nothing here may start a thread.
-            import transformers.models.llama.modeling_llama  # noqa: F401
-
-            import ibnorm_hf.studies.compare
-            import ibnorm_hf.training.job  # noqa: F401
-
+            get_ready()
             (folder / "pair").mkdir()
             wrong = Forked(folder / "pair" / "study", random.Random(seed)).two_at_once(folder / "pair")
             made["forked"] = torture(Forked, folder / "forked", words.forked, random.Random(seed), say, words.minutes)

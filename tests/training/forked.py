@@ -15,7 +15,7 @@ import socket
 import sys
 import traceback
 
-import torch
+from ..forks import get_ready
 
 
 def child(rank: int, count: int, port: int, program: str, words: list[str]) -> int:
@@ -36,14 +36,8 @@ def child(rank: int, count: int, port: int, program: str, words: list[str]) -> i
 
 def main() -> int:
     """Fork, and wait; the first that fails ends the others. Returns its exit code."""
-    # Imported before the forks; nothing here may start a thread.
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import ibnorm_hf.cli
-    import ibnorm_hf.training.job  # noqa: F401
-
+    get_ready()
     count, program, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    torch.set_num_threads(1)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = int(held.getsockname()[1])

@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -105,3 +106,21 @@ def test_benchmarks_run_and_write_their_files(tmp_path):
     )
     rows = (tmp_path / "norms-cpu.csv").read_text().splitlines()
     assert len(rows) == 11 and rows[0].startswith("layer,rows,width,dtype,forward_ms")
+
+
+def test_a_job_is_not_charged_for_pages_that_its_neighbour_gave_back(tmp_path):
+    """128 MiB taken and given back in each round: once the heap has grown, no round faults its 32,768 pages in anew."""
+    script = tmp_path / "rounds.py"
+    script.write_text(
+        "import resource, torch\n"
+        "from measure import interleave\n"
+        "torch.set_num_threads(1)\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "seen = []\n"
+        "jobs = {'large': lambda: torch.zeros(2**25), 'count': lambda: seen.append(faults())}\n"
+        "interleave(jobs, repeats=4, warmup=1)\n"
+        "print(seen[-1] - seen[2])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=True)
+    assert int(done.stdout) < 8192  # of 65,536 in two rounds

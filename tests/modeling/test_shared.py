@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A converted model in the hands of PEFT and of two processes: what comes back has the norms that were trained."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from ibnorm_hf.modeling.recognize import iter_norms, norm_name
 
 from ..hosts import HOSTS, shake
 from ..hub.models import sizes
+from ..training.forked import launch
 from .test_identity import foreign, output
 
 LORA = {"init_lora_weights": False, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
@@ -67,9 +66,7 @@ def test_an_adapter_of_an_unknown_host_names_the_door(tmp_path):
 @pytest.mark.parametrize("make", [llama, foreign])
 def test_two_processes_save_what_they_trained(make, tmp_path):
     make().save_pretrained(tmp_path / "base")
-    command = [sys.executable, "-m", "tests.training.forked", "2"]
-    command += [str(Path(__file__).with_name("ddp_save.py")), str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    done = launch(2, Path(__file__).with_name("ddp_save.py"), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     load = load_swapped if make is foreign else AutoModelForCausalLM.from_pretrained
     again = load(tmp_path / "saved")

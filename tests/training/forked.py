@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes of one program at the cost of one import: `python -m tests.training.forked COUNT PROGRAM WORD ...`
+"""Several processes of one program, as a launcher starts them, at the cost of one import for all tests of a session.
 
 What torchrun starts anew, and so imports torch and transformers once a process, is forked here from a process that has
 imported them: the same environment of a launch, the same program, the same words. torchrun itself is started by the
@@ -8,14 +8,58 @@ tests of launchers.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import runpy
+import select
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 
 from ..forks import get_ready
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 300
+
+
+def launch(count: int, program: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in ``count`` processes of this one's environment and more; returns once all have ended.
+
+    Raises:
+        TimeoutError: they take longer than ``LIMIT_S``; all are killed.
+    """
+    asked = {"count": count, "program": str(program), "words": [str(word) for word in words]}
+    with tempfile.TemporaryDirectory() as name:
+        out, err = (Path(name) / kind for kind in ("out", "err"))
+        more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+        asked |= {"environment": {**os.environ, **more}, "out": str(out), "err": str(err)}
+        server = _server()
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        if not select.select([server.stdout], [], [], LIMIT_S)[0]:
+            _server.cache_clear()
+            os.killpg(server.pid, signal.SIGKILL)
+            raise TimeoutError(f"{program} did not end:\n{err.read_text()[-2000:]}")
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess([str(program)], code, out.read_text(), err.read_text())
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """The process that has imported; it ends with its standard input."""
+    command = [sys.executable, "-m", "tests.training.forked"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    atexit.register(server.communicate)
+    return server
 
 
 def child(rank: int, count: int, port: int, program: str, words: list[str]) -> int:
@@ -34,10 +78,8 @@ def child(rank: int, count: int, port: int, program: str, words: list[str]) -> i
     return 0
 
 
-def main() -> int:
+def children(count: int, program: str, words: list[str]) -> int:
     """Fork, and wait; the first that fails ends the others. Returns its exit code."""
-    get_ready()
-    count, program, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = int(held.getsockname()[1])
@@ -60,5 +102,19 @@ def main() -> int:
     return failed
 
 
+def main() -> None:
+    """Make the launches that are asked for, a line of JSON each; answers each with its exit code."""
+    get_ready()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if (process := os.fork()) == 0:
+            for number, path in ((0, os.devnull), (1, asked["out"]), (2, asked["err"])):
+                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+            os.environ.clear()
+            os.environ.update(asked["environment"])
+            os._exit(children(asked["count"], asked["program"], asked["words"]))
+        print(abs(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])), flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job with a second process that sees a shared disk late: `... forked 2 stale_view.py VIEW RECIPE --key value`
+"""The main job with a second process that sees a shared disk late: `stale_view.py VIEW RECIPE --key value`
 
 Network file systems keep what they were last told about a file. VIEW is what process 1 sees of prepared data that
 process 0 has just made, or found: `missing` marks and folders, an `old` mark, or `late` shards, for a few seconds.

@@ -2,10 +2,7 @@
 """Two processes compute what one does: same samples, losses and validation for the same global batch."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from ibnorm_hf.cli import main
 from ibnorm_hf.training import job
 
 from .conftest import TINY
+from .forked import launch
 
 ROOT = Path(__file__).parents[2]
 KEYS = ["--global_batch_size", "8", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "3"]
@@ -31,10 +29,7 @@ def lines(run: Path) -> list[dict]:
 
 
 def two_processes(kind: str, recipe: Path, run: Path, keys: list[str] = KEYS) -> str:
-    command = [sys.executable, "-m", "tests.training.forked", "2", *map(str, PROGRAMS[kind]), str(recipe.resolve())]
-    command += [*keys, "--output_dir", str(run.resolve())]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = launch(2, *PROGRAMS[kind], recipe.resolve(), *keys, "--output_dir", run.resolve())
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

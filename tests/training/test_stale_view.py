@@ -2,26 +2,22 @@
 """Prepared data is made, found and judged by the main process; one that sees the disk late is told, and waits."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ibnorm_hf.training import job
 
-from .test_processes import KEYS, ROOT, same_run
+from .forked import launch
+from .test_processes import KEYS, same_run
 
 PROGRAM = Path(__file__).with_name("stale_view.py")
 
 
 def two_processes(view: str, recipe: Path, run: Path, cache: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tests.training.forked", "2", str(PROGRAM)]
-    command += [view, str(recipe), *KEYS, "--output_dir", str(run)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "IBNORM_CACHE": str(cache)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return launch(2, PROGRAM, view, recipe, *KEYS, "--output_dir", run, IBNORM_CACHE=str(cache))
 
 
 def blocks(cache: Path) -> list[Path]:

@@ -2,12 +2,10 @@
 """The job on recipes of images: run folders, exact resume, plans and mistakes."""
 
 import json
-import os
 import re
 import runpy
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from ibnorm_hf.training.keys.recipe import load_recipe
 from ibnorm_hf.training.model.image_build import planned_facts
 
 from ..hosts import IMAGES, recipes
+from ..training.forked import launch
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHORT = ["--max_steps", "6", "--eval_steps", "3", "--save_steps", "3", "--logging_steps", "2", "--warmup_steps", "2"]
@@ -122,12 +121,9 @@ def test_two_processes_with_joint_statistics_train_as_one(tmp_path):
     """Twice 32 images with synchronized norms against 64 in one process: the same order, the same weights."""
     keys = ["--augmentation", "plain", "--max_grad_norm", "1e9", "--optim", "sgd", "--learning_rate", "0.1"]
     alone = run("resnet/tiny", tmp_path / "one", *keys)
-    command = [sys.executable, "-m", "tests.training.forked", "2", str(RECIPES / "train_vision.py")]
-    command += [str(RECIPES / "resnet/tiny.yaml"), *SHORT, *keys]
-    command += ["--per_device_train_batch_size", "32", "--sync_batch_norm", "true"]
-    command += ["--output_dir", str(tmp_path / "two")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=RECIPES.parent, env=environment, capture_output=True, text=True, timeout=300)
+    words = [RECIPES / "resnet/tiny.yaml", *SHORT, *keys, "--per_device_train_batch_size", "32"]
+    words += ["--sync_batch_norm", "true", "--output_dir", tmp_path / "two"]
+    done = launch(2, RECIPES / "train_vision.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two"))
     for name, value in one.items():

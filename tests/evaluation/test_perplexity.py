@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ..training.forked import launch
 from .conftest import Place
 
 
@@ -36,9 +37,8 @@ def test_equals_training_s_own_validation_at_every_batch_size(command: Callable,
 
 def test_two_processes_give_the_number_of_one(command: Callable, place: Place, trained: Path) -> None:
     alone = measure(command, trained)
-    command_line = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541")
-    words = ("-m", "ibnorm_hf.cli", "eval", str(trained), "--tasks", "perplexity", "--batch_size", "3")
-    done = place.run(*command_line, *words)
+    program = Path(__file__).with_name("several.py")
+    done = launch(2, program, trained, "--tasks", "perplexity", "--batch_size", "3", **place.environment)
     assert done.returncode == 0, done.stderr[-2000:]
     together = json.loads((trained / "eval" / "perplexity.json").read_text())
     assert together["processes"] == 2 and together["tokens"] == alone["tokens"]

@@ -281,8 +281,6 @@ static void backward(const T* dy, const T* x, const float* weight, const float* 
           z[i] = out;
           sum += dz;
           sum_z += dz * out;
-          dw[i] += g * out;
-          db[i] += g;
         }
         // u anew from x, which is in the cache, and s from z: two buffers less keep the row there.
         const float a = sum / count, b = sum_z / count, back = inverse / rstd, shift = mean_c * inverse;
@@ -290,9 +288,11 @@ static void backward(const T* dy, const T* x, const float* weight, const float* 
 #pragma omp simd reduction(+ : total)
         for (int64_t i = 0; i < width; ++i) {
           const float slope = G::dg((load(xr, i) - mean) * scale, z[i] * back + shift);
-          const float v = slope * (rstd * (load(dyr, i) * w[i] - a - z[i] * b));
+          const float g = load(dyr, i), v = slope * (rstd * (g * w[i] - a - z[i] * b));
           d[i] = v;
           total += v;
+          dw[i] += g * z[i];
+          db[i] += g;
         }
         const float mean_d = total / count;
 #pragma omp simd

@@ -39,22 +39,24 @@ class Local:
         count = self.processes or max(1, (os.cpu_count() or 1) // self.threads)
         jobs = [Job(**{**asdict(job), "threads": self.threads}) for job in jobs]
         while jobs:
+            # Fresh processes a round: the pool's own renewal, max_tasks_per_child, can wait forever (Python 3.11).
+            now, later = jobs[: count * _RUNS_A_PROCESS], jobs[count * _RUNS_A_PROCESS :]
             left: list[Job] = []
-            for job, why in self._round(jobs, min(count, len(jobs))):
+            for job, why in self._round(now, min(count, len(now))):
                 if why == _LOST:
                     left.append(job)
                 else:
                     yield job, why
-            if len(left) == len(jobs):
+            if len(left) == len(now):
                 # Not one job ended: the first of them kills its process every time.
                 yield left.pop(0), "its process was killed; memory may have run out"
-            jobs = left
+            jobs = left + later
 
     def _round(self, jobs: list[Job], count: int) -> Iterator[tuple[Job, str | None]]:
         context = multiprocessing.get_context("spawn")
         with (
             _environment(OMP_NUM_THREADS=str(self.threads), TOKENIZERS_PARALLELISM="false"),
-            ProcessPoolExecutor(count, context, tell_death_of_parent, max_tasks_per_child=_RUNS_A_PROCESS) as pool,
+            ProcessPoolExecutor(count, context, tell_death_of_parent) as pool,
         ):
             futures: dict[Future[None], Job] = {pool.submit(execute, job): job for job in jobs}
             while futures:

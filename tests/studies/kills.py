@@ -83,9 +83,13 @@ def write_study(folder: Path, text: str, base: str = BASE) -> Path:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    """The report by file; what the clock measured is no part of it: seconds, and logs that say them."""
-    clocked = ("timing.json", ARCHIVE)
-    return {path.name: path.read_bytes() for path in sorted((out / "report").iterdir()) if path.name not in clocked}
+    """The report by file; what the clock measured is no part of it: seconds, and logs that say them.
+
+    Nor is the hidden file that a kill in the middle of a write leaves.
+    """
+    apart = ("timing.json", ARCHIVE)
+    files = sorted(path for path in (out / "report").iterdir() if path.name not in apart)
+    return {path.name: path.read_bytes() for path in files if not (path.name[0] == "." and path.suffix == ".tmp")}
 
 
 class Here:

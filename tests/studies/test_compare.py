@@ -12,11 +12,12 @@ from ibnorm_hf.cli import main
 from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.hub.card import write_card
 from ibnorm_hf.modeling.norms import RMSNorm
+from ibnorm_hf.studies import executors
 from ibnorm_hf.studies.compare import open_study
 from ibnorm_hf.studies.definition import read_definition
 from ibnorm_hf.studies.executors import Local
 from ibnorm_hf.studies.plan import as_words, claims, noise_floor, overrides, tuning
-from ibnorm_hf.studies.runs import execute, state
+from ibnorm_hf.studies.runs import Job, execute, state
 from ibnorm_hf.training.job import pretrain
 from ibnorm_hf.training.keys.recipe import load_recipe
 
@@ -211,14 +212,18 @@ def test_sizes_of_the_model_are_shared_and_may_be_lists(tmp_path):
     assert words[at + 1 : at + 3] == ["a", "b"]
 
 
-def test_a_process_that_dies_costs_its_own_job_only(tmp_path, monkeypatch):
-    from ibnorm_hf.studies import executors
-    from ibnorm_hf.studies.runs import Job
-
+def test_a_process_that_dies_costs_its_own_job_only(tmp_path):
     jobs = [Job("absent.yaml", [], str(tmp_path / name)) for name in ("a", "b")]
     ended = dict((Path(job.folder).name, why) for job, why in Local(processes=1).run(jobs))
     assert set(ended) == {"a", "b"} and all("does not exist" in why for why in ended.values())
-    assert executors._RUNS_A_PROCESS > 1
+
+
+def test_a_process_that_made_its_share_is_followed_by_another(tmp_path, monkeypatch):
+    # More jobs than the processes may make before they are renewed, twice over.
+    monkeypatch.setattr(executors, "_RUNS_A_PROCESS", 1)
+    jobs = [Job("absent.yaml", [], str(tmp_path / name)) for name in "abc"]
+    ended = [(Path(job.folder).name, why) for job, why in Local(processes=1).run(jobs)]
+    assert [name for name, _ in ended] == ["a", "b", "c"] and all("does not exist" in str(why) for _, why in ended)
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,25 @@ class _BudgetNeeds(TypedDict):
     arms: dict[str, ArmReport]
 
 
+class ArmError(TypedDict):
+    """An arm's own error of one run, after its mean and the median of each seed over the arms."""
+
+    arm: str
+    error: Number
+
+
+class Uneven(TypedDict):
+    """The arms of least and of most error, where one pooled error describes neither."""
+
+    least: ArmError
+    most: ArmError
+
+
 class BudgetReport(_BudgetNeeds, total=False):
     """A budget: the claim seeds that all arms share, the error of one run after arm and seed means, and the arms."""
 
     error: Number | None
+    uneven: Uneven | None
 
 
 class RunReport(TypedDict):

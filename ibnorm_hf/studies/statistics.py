@@ -152,6 +152,34 @@ def pooled_error(table: np.ndarray) -> tuple[float, int]:
     return math.sqrt(float((rest**2).sum()) / freedom), freedom
 
 
+def uneven_errors(table: np.ndarray) -> tuple[bool, np.ndarray]:
+    """Whether arms differ so much in their errors that one pooled error describes none of them.
+
+    The seeds' part is the median over the arms, so that a wild arm does not lend its error to the others. What is asked
+    is the mean of the arms' variances over their median; the answer is yes where no one of 999 tables of equal normal
+    errors has as much (a false yes in one study of a thousand). Reconstructed: there is no textbook's name for it.
+
+    Args:
+        table: values (arms, seeds).
+
+    Returns:
+        The answer, no below three arms, whose errors cannot be told apart; and each arm's own standard deviation
+        (arms,).
+    """
+    ratio, spreads = _unevenness(table[None])
+    if len(table) < 3 or not np.isfinite(ratio[0]):
+        return False, spreads[0]
+    null, _ = _unevenness(np.random.default_rng(0).normal(size=(999, *table.shape)))
+    return bool((ratio[0] > null).all()), spreads[0]
+
+
+def _unevenness(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    around = tables - tables.mean(2, keepdims=True)
+    spreads = (around - np.median(around, 1, keepdims=True)).std(2, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (spreads**2).mean(1) / np.median(spreads, 1) ** 2, spreads
+
+
 def half_width(spread: float, arms: int, seeds: int, *, level: float = LEVEL) -> float:
     """Half an interval of ``arms`` arms (baseline included) over ``seeds`` seeds, for an error of ``spread``.
 

@@ -7,9 +7,11 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from .fairness import chosen_rates, finite_or_worst, unfairness
 from .rows import Row, in_order
-from .statistics import LEVEL, Comparison, compare, pooled_error, undecided
+from .statistics import LEVEL, Comparison, compare, pooled_error, undecided, uneven_errors
 
 
 def judge_rows(
@@ -73,19 +75,21 @@ def _at_budget(rows: list[Row], budget: float, baseline: str, margin: float, *, 
     usable = len(seeds) >= 2 and baseline in table and all(math.isfinite(v) for row in table.values() for v in row)
     apart = frozenset(arm for arm, count in diverged.items() if count)
     found = compare(table, baseline, margin=margin, apart=apart) if usable else {}
-    error = pooled_error_of(table, apart - {baseline}) if usable else None
+    pooled = {arm: row for arm, row in table.items() if arm not in apart - {baseline}} if usable else {}
+    errors = np.asarray(list(pooled.values()))
     return {
         "seeds": seeds,
-        "error": error,
+        "error": pooled_error(errors)[0] if pooled else None,
+        "uneven": _uneven(list(pooled), errors) if pooled else None,
         "arms": {arm: _arm(found.get(arm), claims[arm], rates[arm], diverged[arm], ranked) for arm in sorted(claims)},
     }
 
 
-def pooled_error_of(table: dict[str, list[float]], apart: frozenset[str]) -> float:
-    """Standard deviation of the error, pooled over the arms that did not diverge."""
-    import numpy as np
-
-    return pooled_error(np.asarray([row for arm, row in table.items() if arm not in apart]))[0]
+def _uneven(arms: list[str], table: np.ndarray) -> dict[str, Any] | None:
+    """The arms of least and of most error, where one pooled error describes neither; None where it describes all."""
+    found, errors = uneven_errors(table)
+    least, most = ({"arm": arms[i], "error": float(errors[i])} for i in (errors.argmin(), errors.argmax()))
+    return {"least": least, "most": most} if found else None
 
 
 def _arm(found: Comparison | None, claims: dict[int, float], rate: Any, diverged: int, ranked: bool) -> dict[str, Any]:

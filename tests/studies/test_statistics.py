@@ -14,6 +14,7 @@ from ibnorm_hf.studies.statistics import (
     pooled_error,
     seeds_for,
     sign_flip,
+    uneven_errors,
 )
 from ibnorm_hf.studies.verdict import judge_rows
 
@@ -45,6 +46,20 @@ def test_the_pooled_error_is_that_of_a_two_way_fit():
     spread, freedom = pooled_error(table)
     assert freedom == 15
     assert spread == pytest.approx(np.sqrt(rest @ rest / 15))
+
+
+def test_errors_that_differ_are_seen_and_equal_ones_are_not():
+    generator = np.random.default_rng(0)
+    shared = generator.normal(size=(100, 1, 5))
+    even = shared + generator.normal(size=(100, 8, 5))
+    assert sum(uneven_errors(table)[0] for table in even) <= 1
+    uneven = even.copy()
+    uneven[:, 6:] += 9 * generator.normal(size=(100, 2, 5))
+    found = [uneven_errors(table) for table in uneven]
+    assert sum(answer for answer, _ in found) >= 95
+    assert sum(errors.argmax() >= 6 for _, errors in found) >= 99
+    # Two arms have one error between them, however they spread; equal values have none.
+    assert not uneven_errors(uneven[0, 5:7])[0] and not uneven_errors(np.ones((4, 5)))[0]
 
 
 def test_more_seeds_detect_smaller_differences_and_seeds_for_is_their_inverse():

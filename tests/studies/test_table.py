@@ -5,6 +5,7 @@ import random
 import signal
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,23 @@ def test_a_table_is_judged_and_the_report_written_the_same_twice(tmp_path, capsy
     assert shown in (tmp_path / "a" / "report.md").read_text() and shown in (tmp_path / "a" / "report.html").read_text()
     assert shown in capsys.readouterr().out
     assert len((tmp_path / "a" / "runs.csv").read_text().splitlines()) == 1 + 2 * 3 * (6 + 5)
+
+
+def test_a_report_says_that_the_errors_of_the_arms_differ(tmp_path):
+    rows = fake_rows(dict.fromkeys(("base", "a", "b", "c", "d"), 3.0), random=1)
+    assert compare(write(tmp_path / "t.csv", rows), tmp_path / "even") == 0
+    wild = [
+        replace(row, value=row.value + 0.5 * (-1) ** row.seed * row.seed) if row.arm == "d" and row.seed < 100 else row
+        for row in rows
+    ]
+    assert compare(write(tmp_path / "t.csv", wild), tmp_path / "uneven") == 0
+    even, uneven = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("even", "uneven"))
+    assert even["budgets"]["1"]["uneven"] is None
+    told = uneven["budgets"]["1"]["uneven"]
+    assert told["most"]["arm"] == "d" and told["most"]["error"] > 10 * told["least"]["error"]
+    for page in ("report.md", "report.html"):
+        assert "errors differ" not in (tmp_path / "even" / page).read_text()
+        assert f"{told['most']['error']:.3g} nats of d" in (tmp_path / "uneven" / page).read_text()
 
 
 def test_a_table_that_is_not_fair_ends_with_3_and_ranks_nothing(tmp_path, capsys):

@@ -48,6 +48,13 @@ def make_vanilla(architecture):
     return host.language.from_config(host.vanilla(**host.sizes())).eval()
 
 
+def in_own_memory(model):
+    """The model with its weights copied: mapped from a file they lie at other addresses, by which kernels may round."""
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
+    return model
+
+
 def first_output(model, **inputs):
     # Of several choices, each is a sequence.
     ids = IDS[:, None].repeat(1, 3, 1) if type(model).__name__.endswith("ForMultipleChoice") else IDS
@@ -67,7 +74,8 @@ def test_auto_round_trip_is_bit_equal(architecture, auto, tmp_path):
     again, report = auto.from_pretrained(tmp_path, output_loading_info=True)
     assert type(again) is type(model) and not any(report[k] for k in ("missing_keys", "unexpected_keys"))
     assert_norms(again, "ibnorm-t")
-    assert torch.equal(first_output(again.eval()), first_output(model))
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+    assert torch.equal(first_output(in_own_memory(again.eval())), first_output(model))
 
 
 @pytest.mark.parametrize("name", list_norms())

@@ -132,10 +132,10 @@ def _budget_text(study: Study, budget: str) -> list[str]:
     seeds = ", ".join(map(str, found["seeds"]))
     error = "not measured" if found["error"] is None else f"{found['error']:.4g} {study.unit.unit}"
     told = [f"Claim seeds {seeds}. Error of one run after arm and seed means: {error}."]
-    return [*told, *uneven_text(found, study.unit)]
+    return [*told, *_uneven_text(found, study.unit)]
 
 
-def uneven_text(found: dict[str, Any], unit: Unit) -> list[str]:
+def _uneven_text(found: dict[str, Any], unit: Unit) -> list[str]:
     """A sentence where the arms of a budget differ in their errors, so that the pooled one fits none of them."""
     if (uneven := found["uneven"]) is None:
         return []

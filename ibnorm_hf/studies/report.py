@@ -132,16 +132,16 @@ def _budget_text(study: Study, budget: str) -> list[str]:
     seeds = ", ".join(map(str, found["seeds"]))
     error = "not measured" if found["error"] is None else f"{found['error']:.4g} {study.unit.unit}"
     told = [f"Claim seeds {seeds}. Error of one run after arm and seed means: {error}."]
-    return [*told, *_uneven_text(found, study.unit)]
+    return [*told, *uneven_text(found, study.unit.unit)]
 
 
-def _uneven_text(found: dict[str, Any], unit: Unit) -> list[str]:
+def uneven_text(found: dict[str, Any], unit: str) -> list[str]:
     """A sentence where the arms of a budget differ in their errors, so that the pooled one fits none of them."""
     if (uneven := found["uneven"]) is None:
         return []
-    least, most = (f"{uneven[end]['error']:.3g} {unit.unit} of {uneven[end]['arm']}" for end in ("least", "most"))
+    least, most = (f"{uneven[end]['error']:.3g} {unit} of {uneven[end]['arm']}" for end in ("least", "most"))
     return [
-        f"The arms' errors differ, from {least} to {most} more than chance does in one study of a thousand: "
+        f"The arms' errors differ, from {least} to {most}, more than chance does in one study of a thousand: "
         "pooled, the intervals are too wide for the steady arms and too narrow for the others. A study of the steady "
         "arms alone tells them apart with fewer seeds."
     ]

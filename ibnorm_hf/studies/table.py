@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError, one_line, printable
-from .report import Study, write_report
+from .report import Study, uneven_text, write_report
 from .rows import read_table
 from .verdict import judge_rows
 
@@ -64,4 +64,5 @@ def lines(judged: dict[str, Any], unit: str = "nats", factor: float = 1.0) -> li
         more += f"; {arm['diverged']} runs diverged" if arm["diverged"] else ""
         difference = arm["difference"] * factor
         out.append(f"  {names[name]:{width}}  {difference:+.4f} ({low:+.4f} to {high:+.4f})  {arm['verdict']}{more}")
-    return [*out, *map(printable, judged["flips"])]
+    uneven = [text for found in judged["budgets"].values() for text in uneven_text(found, unit)]
+    return [*out, *map(printable, [*uneven, *judged["flips"]])]

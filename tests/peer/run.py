@@ -59,7 +59,7 @@ class Results:
     def __str__(self) -> str:
         counts = [f"{self.named(outcome).total()} {outcome}" for outcome in ("passed", "failed", "skipped")]
         seconds = sum(o.seconds for o in self.outcomes if not o.subtest)
-        return f"{', '.join(counts)} in {seconds:.0f} s"
+        return ", ".join(counts) + (f" in {seconds:.0f} s" if seconds else "")  # a record has no seconds
 
 
 def start(work: Path, arm: str, architectures: list[str], flags: dict[str, object]) -> subprocess.Popen[bytes]:

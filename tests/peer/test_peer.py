@@ -12,7 +12,7 @@ import transformers
 
 import ibnorm_hf
 
-from . import run, source
+from . import run, source, vanilla
 from .suite.architectures import ARCHITECTURES, ARMS, load
 
 pytestmark = pytest.mark.peer
@@ -63,12 +63,16 @@ def arms(tmp_path_factory: pytest.TempPathFactory, verdict: list[str]) -> Arms:
     began = time.monotonic()
     norm_type = os.environ.get("IBNORM_PEER_NORM_TYPE")
     flags = {"vanilla": {}, "ibnorm": {"norm_type": norm_type} if norm_type else {}}
-    works = {arm: source.unpack(archive, version, tmp_path_factory.mktemp(arm)) for arm in ARMS}
-    processes = {arm: run.start(works[arm], arm, landed(), flags[arm]) for arm in ARMS}
-    results = {arm: run.finish(processes[arm], works[arm], arm) for arm in ARMS}
+    record = vanilla.recorded()
+    to_run = [arm for arm in ARMS if arm != "vanilla" or record is None]
+    works = {arm: source.unpack(archive, version, tmp_path_factory.mktemp(arm)) for arm in to_run}
+    processes = {arm: run.start(works[arm], arm, landed(), flags[arm]) for arm in to_run}
+    results = {arm: run.finish(processes[arm], works[arm], arm) for arm in to_run}
+    results.setdefault("vanilla", record or {})
 
     verdict[:] = [
-        f"peer suite of transformers {version}{source.note(archive, version)}, {time.monotonic() - began:.0f} s:"
+        f"peer suite of transformers {version}{source.note(archive, version)}, {time.monotonic() - began:.0f} s"
+        f"{', vanilla as recorded with the same versions' if record else ''}:"
     ]
     for name in landed():
         verdict += [f"  {name}: {results['ibnorm'][name]} (vanilla: {results['vanilla'][name]})"]
@@ -105,6 +109,20 @@ def test_same_tests_and_skips_as_vanilla(arms: Arms, architecture: str) -> None:
     assert ours.names() == vanilla.names()
     assert not ours.skips() - vanilla.skips()
     assert set(vanilla.skips() - ours.skips()) <= {EXCUSED}
+
+
+def test_a_record_of_vanilla_is_of_these_very_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(vanilla, "RECORD", tmp_path / "vanilla.json")
+    assert vanilla.recorded() is None
+    outcomes = [run.Outcome("A::test_a", "", "passed", "", 1.0), run.Outcome("A::test_b", "x", "skipped", "why", 1.0)]
+    vanilla.write({"llama": run.Results(outcomes)})
+    read = vanilla.recorded()
+    assert read and read["llama"].names() == run.Results(outcomes).names()
+    assert read["llama"].skips() == run.Results(outcomes).skips()
+    monkeypatch.setattr(vanilla, "_PACKAGES", ("transformers",))
+    assert vanilla.recorded() is None
+    with pytest.raises(SystemExit, match="nothing is written"):
+        vanilla.write({"llama": run.Results([run.Outcome("A::test_a", "", "failed", "why", 1.0)])})
 
 
 def test_the_pin_is_checked(tmp_path: Path) -> None:

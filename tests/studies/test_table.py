@@ -54,9 +54,10 @@ def test_a_table_is_judged_and_the_report_written_the_same_twice(tmp_path, capsy
     assert len((tmp_path / "a" / "runs.csv").read_text().splitlines()) == 1 + 2 * 3 * (6 + 5)
 
 
-def test_a_report_says_that_the_errors_of_the_arms_differ(tmp_path):
+def test_a_report_says_that_the_errors_of_the_arms_differ(tmp_path, capsys):
     rows = fake_rows(dict.fromkeys(("base", "a", "b", "c", "d"), 3.0), random=1)
     assert compare(write(tmp_path / "t.csv", rows), tmp_path / "even") == 0
+    assert "errors differ" not in capsys.readouterr().out
     wild = [
         replace(row, value=row.value + 0.5 * (-1) ** row.seed * row.seed) if row.arm == "d" and row.seed < 100 else row
         for row in rows
@@ -69,6 +70,7 @@ def test_a_report_says_that_the_errors_of_the_arms_differ(tmp_path):
     for page in ("report.md", "report.html"):
         assert "errors differ" not in (tmp_path / "even" / page).read_text()
         assert f"{told['most']['error']:.3g} nats of d" in (tmp_path / "uneven" / page).read_text()
+    assert f"{told['most']['error']:.3g} nats of d" in capsys.readouterr().out
 
 
 def test_a_table_that_is_not_fair_ends_with_3_and_ranks_nothing(tmp_path, capsys):

@@ -73,7 +73,7 @@ def embedded_corpus() -> Path:
     files = list(_source_files())
     key = hashlib.sha256(f"{docstrings.VERSION}\n".encode())
     for _, path, size in files:
-        key.update(f"{Path(path).name}:{size}\n".encode())
+        key.update(f"{os.path.basename(path)}:{size}\n".encode())
     folder = cache_root() / "embedded" / key.hexdigest()[:16]
     target = folder / "corpus.txt"
     folder.mkdir(parents=True, exist_ok=True)

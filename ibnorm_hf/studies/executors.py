@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..common.errors import UserError
-from .runs import Job, execute, tell_death_of_parent
+from .runs import Job, begin, execute
 
 _RUNS_A_PROCESS = 25  # then a fresh one, so that nothing a run leaves behind piles up
 
@@ -53,16 +53,25 @@ class Local:
             jobs = left + later
 
     def _round(self, jobs: list[Job], count: int) -> Iterator[tuple[Job, str | None]]:
-        context = multiprocessing.get_context("spawn")
+        variables = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         with (
-            _environment(OMP_NUM_THREADS=str(self.threads), TOKENIZERS_PARALLELISM="false"),
-            ProcessPoolExecutor(count, context, tell_death_of_parent) as pool,
+            _environment(**variables),
+            ProcessPoolExecutor(count, _context(), begin, ({**os.environ},)) as pool,
         ):
             futures: dict[Future[None], Job] = {pool.submit(execute, job): job for job in jobs}
             while futures:
                 done, _ = wait(futures, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield futures.pop(future), _why(future)
+
+
+def _context() -> Any:
+    """Forks of one process that has imported everything, where the system has them; each imports anew elsewhere."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ibnorm_hf.training.job", __name__])
+    return context
 
 
 _LOST = "lost"

@@ -9,8 +9,10 @@ import io
 import math
 import os
 import shutil
-import sys
+import threading
 from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,17 +150,20 @@ def _into(path: Path) -> Any:
                 text.detach()
 
 
-def tell_death_of_parent() -> None:
-    """On Linux, end this process when its parent ends, however that ends: nobody would read its result."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-    import signal
+def begin(environment: dict[str, str]) -> None:
+    """Begin a process that makes runs: with the study's environment, and an end when the study ends, however it does.
 
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() == 1:
-        os._exit(1)
+    A fork of a server has the environment that the server was started with, and the server for a parent.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    if (study := parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(study.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)  # nobody would read the result
 
 
 def measured(folder: Path, key: str) -> float | None:

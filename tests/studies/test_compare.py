@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study from its file to its report, with runs of a second."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,6 +230,44 @@ def test_a_process_that_made_its_share_is_followed_by_another(tmp_path, monkeypa
     jobs = [Job("absent.yaml", [], str(tmp_path / name)) for name in "abc"]
     ended = [(Path(job.folder).name, why) for job, why in Local(processes=1).run(jobs)]
     assert [name for name, _ in ended] == ["a", "b", "c"] and all("does not exist" in str(why) for _, why in ended)
+
+
+ENDLESS = """if __name__ == "__main__":
+    import sys
+    from ibnorm_hf.studies.executors import Local
+    from ibnorm_hf.studies.runs import Job
+    list(Local(processes=1).run([Job(sys.argv[1], ["--max_steps", "1000000", "--save_steps", "1000000"], sys.argv[2])]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc")
+def test_no_process_outlives_a_killed_study(tmp_path):
+    write(tmp_path)
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    words = [sys.executable, str(tmp_path / "endless.py"), str(tmp_path / "base.yaml"), str(tmp_path / "run")]
+    study = subprocess.Popen(words, start_new_session=True)
+
+    def alive() -> int:
+        """How many processes of the study's own group there are, without those that are dead and not yet waited for."""
+        found = 0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it ended just now
+                status, _, group = path.read_text().rpartition(")")[2].split()[:3]
+                found += int(group) == study.pid and status != "Z"
+        return found
+
+    limit = time.monotonic() + 240
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert study.poll() is None and time.monotonic() < limit
+        time.sleep(0.2)
+    assert alive() > 1 and state(tmp_path / "run") == "running"
+    os.kill(study.pid, signal.SIGKILL)
+    study.wait()
+    limit = time.monotonic() + 60
+    while alive():
+        assert time.monotonic() < limit, "a run goes on without its study"
+        time.sleep(0.2)
+    assert state(tmp_path / "run") == "crashed"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from ibnorm_hf.common.errors import UserError
 from ibnorm_hf.training.keys.arguments import DataArguments
 from ibnorm_hf.training.text import sources
 from ibnorm_hf.training.text.docstrings import module_prose, prose_paragraphs
-from ibnorm_hf.training.text.sources import files, registry
-from ibnorm_hf.training.text.sources.base import Source
+from ibnorm_hf.training.text.sources import embedded, files, registry
+from ibnorm_hf.training.text.sources.base import BadRecords, Source
 from ibnorm_hf.training.text.sources.records import MAX_LINE_BYTES
 from ibnorm_hf.training.text.sources.registry import open_source
 
@@ -64,6 +64,22 @@ def test_a_text_file_is_one_document_cut_at_blank_lines(tmp_path: Path):
     assert "".join(p.text for p in pieces) == "\n".join(paragraphs)
     assert len(pieces) > 10
     assert [p.ends_document for p in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+@pytest.mark.parametrize("rest", ["", "\n", "\n \n", "\n" * 300], ids=["nothing", "a line", "lines", "many lines"])
+@pytest.mark.parametrize("blank", [True, False], ids=["cut at a blank line", "cut at a line"])
+def test_a_document_ends_where_its_last_cut_falls_on_its_end(tmp_path: Path, blank: bool, rest: str):
+    """The last piece was said to go on where nothing followed it, so its document had no end of text."""
+    line = "x" * 63 + "\n"
+    (tmp_path / "a.txt").write_text((line * 3 + "x" * 62 + "\n\n" if blank else line * 8) + rest)
+    pieces = [piece for piece, _ in open_source(DataArguments(corpus=str(tmp_path / "a.txt"))).pieces()]
+    assert [piece.ends_document for piece in pieces] == [True] and len(pieces[0].text) >= 256
+    assert pieces[0].text.strip()
+
+    path = tmp_path / "b.txt"
+    path.write_text((line * 8 + rest + "\f\n") * 3 + "the last one\n")
+    reader = embedded._Documents(DataArguments(), path, BadRecords(0), path.stat().st_size)
+    assert [piece.ends_document for piece in reader.read()] == [True] * 4
 
 
 def test_reading_goes_on_from_any_state(tmp_path: Path):

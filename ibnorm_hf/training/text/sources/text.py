@@ -19,7 +19,7 @@ class PlainText(FileReader):
 
     endings: ClassVar[tuple[str, ...]] = (".txt",)
     has_columns = False
-    version = 2
+    version = 3
     cuts_lines = True
     separator: str | None = None
 
@@ -60,6 +60,8 @@ class PlainText(FileReader):
             yield Piece("".join(held).removesuffix("\n"), True)
 
     def _whole(self, limit: int) -> Iterator[Piece]:
+        """Documents in pieces; one is held back until it is known whether it ends its document."""
+        waiting: Piece | None = None
         held: list[str] = []
         size = 0
         for line in _in_parts((line for _, line in self.lines()), 8 * limit, limit):
@@ -69,10 +71,18 @@ class PlainText(FileReader):
                 size += len(line)
             # Cut at a blank line; a text without any is cut at the first line end past twice the limit.
             if ended or (size >= limit and (not line.strip() or size >= 2 * limit)):
-                if size and "".join(held).strip():
-                    yield Piece("".join(held), ended)
+                text = "".join(held)
+                if text.strip():
+                    if waiting is not None:
+                        yield waiting
+                    waiting = Piece(text, ended)
+                elif ended and waiting is not None:
+                    waiting.ends_document = True
                 held, size = [], 0
         text = "".join(held)
+        if waiting is not None:
+            waiting.ends_document = waiting.ends_document or not text.strip()
+            yield waiting
         if text.strip():
             yield Piece(text, True)
 

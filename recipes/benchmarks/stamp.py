@@ -95,11 +95,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of this checkout, with ``-dirty`` where tracked files differ; None outside of git."""
+    """Commit of this checkout, with ``-dirty`` where tracked files other than results differ; None outside of git."""
     head = _git("rev-parse", "HEAD")
     if head is None:
         return None
-    return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    others = [".", f":(exclude){HERE}/results"]  # one measurement after another makes results, and changes no code
+    return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", *others) else "")
 
 
 def code_sha256(places: tuple[str, ...] | list[str], root: Path | None = None) -> str:

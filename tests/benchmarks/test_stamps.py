@@ -106,3 +106,15 @@ def test_a_file_measured_in_parts_names_the_commits_of_all(repository, monkeypat
     assert second["runs"] == [1, 2] and set(second["stamp"]) >= set(stamp.KEYS)
     assert second["stamp"]["commits"] == [first["stamp"]["commit"], second["stamp"]["commit"]]
     assert len(set(second["stamp"]["commits"])) == 2
+
+
+def test_a_new_result_beside_it_makes_no_commit_dirty(repository):
+    root, commit = repository
+    results = root / stamp.HERE / "results"
+    results.mkdir(parents=True)
+    (results / "other.json").write_text("{}")
+    commit()
+    (results / "other.json").write_text('{"value": 1}')
+    assert not stamp.commit().endswith("-dirty")
+    (root / "other.py").write_text("b = 3\n")
+    assert stamp.commit().endswith("-dirty")

@@ -24,7 +24,7 @@ def torture(kind, count, seed):
 
 @pytest.mark.faults
 def test_a_study_killed_at_random_moments_ends_in_the_undisturbed_report(session_seed):
-    assert torture("forked", 8, session_seed)["in_a_row"] >= 2
+    assert torture("forked", 4, session_seed)["in_a_row"] >= 2
 
 
 @pytest.mark.faults

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # The first and last minor release that the tests were run with, and the first that is known to be another interface.
-_TRANSFORMERS_TESTED, _TRANSFORMERS_BELOW = ("5.17", "5.23"), "6"
+_TRANSFORMERS_TESTED, _TRANSFORMERS_BELOW = ("5.17", "5.24"), "6"
 
 # What is imported above for type checkers alone, by module: loaded when it is first used.
 _PUBLIC = {

@@ -92,6 +92,7 @@ def test_usage_errors_are_code_2(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.faults
 def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path):
     """The real program, a real signal: exit code 130, then a resumed run to the end with its whole folder."""
     sizes = "vocab_size: 300, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2"

@@ -9,7 +9,7 @@ from typing import Any
 
 from .private import Parts
 
-SEEN = "5.17 to 5.23"
+SEEN = "5.17 to 5.24"
 # Methods of Trainer that ours overrides or calls. That those are still *called* is checked by what they leave behind.
 _OF_TRAINER = (
     "_get_train_sampler",

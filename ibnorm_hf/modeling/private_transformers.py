@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The private parts of transformers that the models rely on, in one place; seen in 5.17 to 5.23.
+"""The private parts of transformers that the models rely on, in one place; seen in 5.17 to 5.24.
 
 Renamed in transformers, both would be passed over in silence: norms that no checkpoint provides would start as garbage.
 """
@@ -10,7 +10,7 @@ import transformers
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-SEEN = "5.17 to 5.23"
+SEEN = "5.17 to 5.24"
 HOOK, DONE, NAME = "_initialize_weights", "_is_hf_initialized", "_name_or_path"
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "peer"
 
-# SHA-256 of the source distributions this suite was run with: the oldest supported transformers and the newest.
+# SHA-256 of the source distributions this suite was run with: the oldest supported one, that of constraints, the newest.
 PINNED = {
     "5.17.0": "a153be279169b55b92d8000bf4af294aed684503d091cca7804da2dd8a9de000",
     "5.23.0": "19d647a4d5d903a7c644ca5cde2d86efc3dde7d8c687ae7988806ff2205efa71",
+    "5.24.0": "906cb8c3cb2123575e263962586a4d21a979ce97feeb95fe6aaf66fe6ae88bf3",
 }
 
 # Files that transformers' tests import and its source distribution leaves out: where they belong, our stand-in.

@@ -75,6 +75,7 @@ def test_processes_of_one_launcher_have_one_last_word(tmp_path: Path):
     assert last_line(out).startswith("error: ") and "did you mean 'learning_rate'?" in last_line(out)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
 def test_ctrl_c_ends_with_where_the_checkpoint_is(launcher: list[str], tmp_path: Path):
     keys = ["--max_steps", "100000", "--logging_steps", "1", "--eval_strategy", "no", "--output_dir", "run"]

@@ -114,7 +114,7 @@ def test_a_fine_tuning_runs_by_its_command(job: str, words, place: Path, tmp_pat
 
 
 PRINTS = {
-    "pretrain": ["llama/tiny", "--dry_run"],
+    "pretrain": ["llama/tiny", *TEXT, "--dry_run"],
     "finetune": ["finetune/full", "--pretrained", f"{RUN}/model", "--corpus", "some.txt", "--dry_run"],
     "prepare": ["llama/tiny", *TEXT],
     "export": [RUN, "to-nobody"],

@@ -240,6 +240,7 @@ ENDLESS = """if __name__ == "__main__":
 """
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc")
 def test_no_process_outlives_a_killed_study(tmp_path):
     write(tmp_path)

@@ -108,6 +108,7 @@ def test_an_end_before_the_last_step_is_an_end(make, tmp_path: Path, capsys):
         job.pretrain(make("run", "--early_stopping_patience", "3"))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("killed", ["in step 5", "after the last validation"])
 def test_a_killed_run_stops_at_the_same_step(make, tmp_path: Path, monkeypatch, killed: str):
     """Killed behind a checkpoint, and between the validation that ends the run and the checkpoint that says so."""

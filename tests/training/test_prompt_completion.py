@@ -120,6 +120,7 @@ def test_blocks_do_not_depend_on_the_workers(tmp_path: Path, monkeypatch):
     assert one["prompts_shortened"] == three["prompts_shortened"] > 0
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("die_at", [6, 15, 16])
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch, die_at: int):
     monkeypatch.setattr(batches, "BATCH_CHARS", 200)

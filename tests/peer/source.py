@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "peer"
 
-# SHA-256 of the source distributions this suite was run with: the oldest supported one, that of constraints, the newest.
+# SHA-256 of the source distributions this suite was run with: the oldest supported, that of constraints, the newest.
 PINNED = {
     "5.17.0": "a153be279169b55b92d8000bf4af294aed684503d091cca7804da2dd8a9de000",
     "5.23.0": "19d647a4d5d903a7c644ca5cde2d86efc3dde7d8c687ae7988806ff2205efa71",

@@ -108,9 +108,13 @@ class Forked:
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.study, self.chance, self.points = write_study(folder, STUDY + GRID), chance, 0
+        self.killed = ""
 
     def attempt(self, out: Path, limit: float | None) -> tuple[int, str]:
-        """(status as of os.waitpid, what was killed); ``limit`` is the longest time to a kill, None for no kill."""
+        """(status, what was said); ``limit`` is the longest time to a kill, None for no kill.
+
+        What was killed is in ``killed`` then, empty where nothing was. A study may go on after it to its end.
+        """
         by_clock = limit is not None and (self.chance.random() < 0.5 or not self.points)
         fatal = None if limit is None or by_clock else self.chance.randint(1, self.points)
         after = self.chance.uniform(0, limit) if by_clock and limit is not None else None
@@ -126,8 +130,9 @@ class Forked:
         if count.exists():
             self.points = max(self.points, int(count.read_text()))
         text = log.read_text(errors="replace")
-        where = text.rpartition("killed at: ")[2].strip() if "killed at: " in text else "by the clock"
-        return status, where if status else text
+        where = text.rpartition("killed at: ")[2].splitlines()[0] if "killed at: " in text else "by the clock"
+        self.killed = where if os.WIFSIGNALED(status) else ""
+        return status, text
 
     def two_at_once(self, folder: Path) -> list[str]:
         """Two of the same command on one folder; returns what was wrong, as against one alone."""
@@ -169,22 +174,21 @@ class Command:
     words = ("--processes", "2")
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
-        self.study, self.chance = write_study(folder, STUDY), chance
+        self.study, self.chance, self.killed = write_study(folder, STUDY), chance, ""
 
     def attempt(self, out: Path, limit: float | None) -> tuple[int, str]:
         """As ``Forked.attempt``."""
         words = [sys.executable, "-m", "ibnorm_hf.cli", "compare", str(self.study), "--out", str(out), *self.words]
         with open(out.with_suffix(".log"), "w") as log:
             process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-            where = ""
+            self.killed = ""
             if limit is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(self.chance.uniform(0, limit))
                 if process.poll() is None:
-                    where = self.kill(process)
+                    self.killed = self.kill(process)
             status = process.wait()
-        text = out.with_suffix(".log").read_text(errors="replace")
-        return (0, text) if status in (0, 3) else (abs(status), where or text)
+        return 0 if status in (0, 3) else abs(status), out.with_suffix(".log").read_text(errors="replace")
 
     def kill(self, process: subprocess.Popen[bytes]) -> str:
         """Kill something of the study; returns what."""
@@ -226,12 +230,13 @@ def torture(
         tally.series += 1
         for _ in range(min(chance.randint(2, 5), count - tally.tried)):
             status, text = way.attempt(out, seconds)
+            if way.killed:
+                kills += 1
+                tally.where[way.killed] += 1
+            elif status:
+                tally.complaints.append(f"a study that nothing killed failed: {text[-800:]}")
             if status == 0:
                 break
-            kills += 1
-            tally.where[text.splitlines()[-1] if text else "?"] += 1
-            if "Error" in text or "error" in text:
-                tally.complaints.append(text[-800:])
         status, text = way.attempt(out, None)
         wrong = f"it failed: {text[-800:]}" if status else unlike(out, wanted)
         tally.ended(kills, wrong)

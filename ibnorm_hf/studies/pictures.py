@@ -109,7 +109,7 @@ def _differences(study: Any) -> Picture | None:
         axes.plot([], [], **_style(index), label=f"budget {budget}x")
     axes.set_xlim(-reach, reach)
     axes.set_yticks(range(len(names)), [f"{_label(name)}: {_verdict(judged, name)}" for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)  # the first on top
     axes.set_xlabel(f"{unit.name}, arm minus {_label(judged['baseline'])} ({unit.unit})")
     better = "right" if unit.factor < 0 else "left"
     axes.set_title(f"Paired differences, 99 % intervals for all arms together; {better} is better", fontsize=10)
@@ -141,7 +141,9 @@ def _interval(axes: Any, arm: dict[str, Any], factor: float, y: float, reach: fl
     edge = (1 if right else -1) * reach * 0.985
     axes.plot([edge], [y], color=style["color"], marker=">" if right else "<", ls="", clip_on=False)
     align: Any = "right" if right else "left"
-    axes.text(edge * 0.97, y, f"{middle:+.3g}", ha=align, va="center", fontsize=8, color=style["color"])
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # an interval may run below its number
+    words = {"fontsize": 8, "color": style["color"], "bbox": ground}
+    axes.text(edge * 0.97, y, f"{middle:+.3g}", ha=align, va="center", **words)
 
 
 def _rates(study: Any) -> Picture | None:

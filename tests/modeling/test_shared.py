@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -43,7 +44,8 @@ def test_an_adapter_of_a_converted_base_finds_it_swapped(tmp_path):
     torch.testing.assert_close(output(again, model), wanted, rtol=0, atol=1e-6)
 
 
-def test_an_adapter_of_a_base_that_was_never_saved_finds_none(tmp_path):
+def test_an_adapter_of_a_base_that_was_never_saved_finds_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the Hub has none either, and would be asked for long
     llama().save_pretrained(tmp_path / "vanilla")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "vanilla")
     replace_norms(model, "ibnorm-t")

@@ -24,6 +24,9 @@ def blocks(cache: Path) -> list[Path]:
     return [path for path in (cache / "blocks").iterdir() if path.is_dir()]
 
 
+pytestmark = pytest.mark.faults  # of a disk that shows what is written late, or not
+
+
 @pytest.fixture
 def one_process(make_recipe, tmp_path: Path) -> Path:
     job.pretrain(make_recipe(*KEYS, "--output_dir", tmp_path / "one"))

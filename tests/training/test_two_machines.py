@@ -80,6 +80,7 @@ def one_process(tmp_path: Path) -> Path:
     return tmp_path / "one"
 
 
+@pytest.mark.faults
 def test_two_machines_with_disks_of_their_own_equal_one_process(one_process: Path, tmp_path: Path):
     machines = start(tmp_path)
     assert [machine.wait() for machine in machines] == [0, 0], machines[0].said()[-3000:] + machines[1].said()[-3000:]

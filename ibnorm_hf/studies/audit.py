@@ -111,10 +111,15 @@ def differs_from_vanilla(model: Any, inputs: dict[str, Tensor]) -> str | None:
 
 
 def has_own_norm(model: Any) -> bool:
-    """Whether the model's norm is the one that transformers' own class has, so that the two must agree."""
+    """Whether the model's norm is the one that transformers' own class has, so that the two must agree.
+
+    One that is scaled is not, whatever its name.
+    """
     vanilla = _vanilla(model)
     if vanilla is None:
         return True
+    if getattr(model.config, "norm_depth_scale", None) or getattr(model.config, "norm_embedding_scale", None):
+        return False
     families = {family_of(copies[0]) for _, copies in iter_norms(vanilla)}
     return getattr(model.config, "norm_type", None) in families
 
